@@ -65,6 +65,16 @@ and has no other users there.
 Exit codes: that of the command, 128 and the number of the signal that killed it, 125 if nothing could
 be started, 126 if the command cannot be executed, 127 if there is none, 2 wrong usage.")]
 pub(super) struct Args {
+    /// The image (name, ID or ID prefix) or a read-write layer; the command and its arguments
+    /// [default: those of the image]
+    #[arg(
+        value_name = "IMAGE [COMMAND]",
+        num_args = 1..,
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    operands: Vec<String>,
     #[command(flatten)]
     container: ContainerArgs,
     /// Discard the changes at the end; the default without --name
@@ -89,14 +99,22 @@ pub(super) struct Args {
 #[command(after_help = "\
 Examples:
   unionfs bundle myapp:2 bundle
+  unionfs bundle myapp:2 bundle2 /bin/sh -c 'id'
   crun run --bundle bundle myapp
   unionfs umount bundle/rootfs")]
 pub(super) struct BundleArgs {
+    /// The image (name, ID or ID prefix) or a read-write layer; the directory, a new or an empty
+    /// one; the command and its arguments [default: those of the image]
+    #[arg(
+        value_name = "IMAGE DIR [COMMAND]",
+        num_args = 2..,
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    operands: Vec<String>,
     #[command(flatten)]
     container: ContainerArgs,
-    /// The directory: a new or an empty one
-    #[arg(long = "directory", short = 'd', value_name = "DIR")]
-    directory: PathBuf,
     /// Give the command a terminal
     #[arg(long, short = 't')]
     tty: bool,
@@ -105,16 +123,6 @@ pub(super) struct BundleArgs {
 /// The container.
 #[derive(Debug, clap::Args)]
 struct ContainerArgs {
-    /// The image (name, ID or ID prefix) or a read-write layer; the command and its arguments
-    /// [default: those of the image]
-    #[arg(
-        value_name = "IMAGE [COMMAND]",
-        num_args = 1..,
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
-    operands: Vec<String>,
     /// Keep changes in the read-write layer NAME; it is created if it does not exist
     #[arg(long, value_name = "NAME", conflicts_with = "read_only")]
     name: Option<String>,
@@ -159,14 +167,19 @@ enum Network {
     None,
 }
 
-impl ContainerArgs {
-    /// Returns the image, and the command that was given.
-    fn operands(&self) -> Result<(&str, &[String]), Usage> {
-        match self.operands.split_first() {
-            Some((image, command)) if !image.starts_with('-') => Ok((image, command)),
-            Some((option, _)) => Err(Usage(format!("unknown option {option}"))),
-            None => Err(Usage("no image is given".into())),
-        }
+/// What is run.
+struct Program<'a> {
+    image: &'a str,
+    /// The command that was given, and its arguments.
+    command: &'a [String],
+}
+
+/// Returns the first operand, which is no option, and those behind it.
+fn first(operands: &[String]) -> Result<(&str, &[String]), Usage> {
+    match operands.split_first() {
+        Some((first, others)) if !first.starts_with('-') => Ok((first, others)),
+        Some((option, _)) => Err(Usage(format!("unknown option {option}"))),
+        None => Err(Usage("no image is given".into())),
     }
 }
 
@@ -256,9 +269,19 @@ fn run_in(args: &Args, terminal: Terminal, root: Option<&Path>) -> anyhow::Resul
     // Signals wait until the command runs, and then go to it.
     let signals = runtime::signals()?;
     let own = Own::new(root)?;
-    let image = ImageToRun::find(&own, args.container.operands()?.0)?;
+    let (image, command) = first(&args.operands)?;
+    let program = Program { image, command };
+    let image = ImageToRun::find(&own, image)?;
     let mut bundle = Bundle::temporary()?;
-    let container = prepare(&args.container, &own, &image, terminal, &mut bundle)?;
+    let settings = Settings::of(&args.container, &program, &image.config)?;
+    let container = prepare(
+        &args.container,
+        settings,
+        &own,
+        &image,
+        &mut bundle,
+        terminal,
+    )?;
     let status = runtime.run(&container, rights, &bundle, signals);
     // The changes are in the layer, or gone, when this returns.
     bundle.remove(&own)?;
@@ -268,12 +291,12 @@ fn run_in(args: &Args, terminal: Terminal, root: Option<&Path>) -> anyhow::Resul
 /// Mounts the image in the bundle, and finds the command and its user there.
 fn prepare(
     args: &ContainerArgs,
+    mut settings: Settings,
     own: &Own<'_>,
     image: &ImageToRun,
-    terminal: Terminal,
     bundle: &mut Bundle,
+    terminal: Terminal,
 ) -> anyhow::Result<Container> {
-    let mut settings = Settings::of(args, &image.config)?;
     let volumes = volume::all(&args.volume)?;
     let mode = SandboxArgs::default().mode()?;
     bundle.mount(own, image, args)?;
@@ -306,10 +329,21 @@ fn prepare(
 /// `unionfs bundle`.
 pub(super) fn bundle(args: &BundleArgs, root: Option<&Path>) -> anyhow::Result<()> {
     let own = Own::new(root)?;
-    let image = ImageToRun::find(&own, args.container.operands()?.0)?;
-    let mut bundle = Bundle::at(&args.directory)?;
+    let (image, others) = first(&args.operands)?;
+    let (directory, command) = first(others)?;
+    let program = Program { image, command };
+    let image = ImageToRun::find(&own, image)?;
+    let settings = Settings::of(&args.container, &program, &image.config)?;
+    let mut bundle = Bundle::at(Path::new(directory))?;
     let terminal = Terminal::of(args.tty);
-    let container = prepare(&args.container, &own, &image, terminal, &mut bundle)?;
+    let container = prepare(
+        &args.container,
+        settings,
+        &own,
+        &image,
+        &mut bundle,
+        terminal,
+    )?;
     let spec = spec::of(&container, Rights::current(), &bundle.rootfs());
     bundle.write_config(&spec)?;
     let text = format!("{}\n", bundle.path().display());

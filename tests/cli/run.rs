@@ -356,7 +356,7 @@ fn a_hostile_image_gains_nothing() {
     let seen = run(&home, Who::Root, "runc", "-u root evil:2");
     seen.failed(125, &["no user \"root\""]);
     let bundle = |image: &str, dir: &str| -> Value {
-        home.run(["bundle", "-d", dir, image]).ok();
+        home.run(["bundle", image, dir]).ok();
         let file = home.path(dir).join("config.json");
         let config = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
         home.run(["umount", &format!("{dir}/rootfs")]).ok();
@@ -387,7 +387,7 @@ fn a_bundle_is_what_runtimes_run() {
     for who in [Who::Root, Who::User] {
         for runtime in ["crun --cgroup-manager=disabled", "runc"] {
             let text = format!(
-                "cd out; ../unionfs bundle -d b app:1 sh -c 'id -u; pwd' >&2
+                "cd out; ../unionfs bundle app:1 b sh -c 'id -u; pwd' >&2
                 {runtime} --root $PWD/state run --bundle b testing; ../unionfs umount b/rootfs
                 rm b/config.json; rmdir b/rootfs b"
             );
@@ -400,7 +400,7 @@ fn a_bundle_is_what_runtimes_run() {
             shell(&home, "rm -rf out/state");
         }
     }
-    home.run(["bundle", "-d", "rootfs", "app:1"])
+    home.run(["bundle", "app:1", "rootfs"])
         .failed(1, &["not empty"]);
 }
 

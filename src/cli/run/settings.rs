@@ -4,7 +4,7 @@ use anyhow::bail;
 use serde_json::Value;
 
 use super::look_up::Wanted;
-use super::{ContainerArgs, Terminal};
+use super::{ContainerArgs, Program, Terminal};
 use crate::cli::error::Usage;
 
 /// The search path if neither the image nor an option sets one, as engines have it.
@@ -24,7 +24,11 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    pub(super) fn of(args: &ContainerArgs, config: &Value) -> anyhow::Result<Self> {
+    pub(super) fn of(
+        args: &ContainerArgs,
+        program: &Program<'_>,
+        config: &Value,
+    ) -> anyhow::Result<Self> {
         let list = |key: &str| -> Vec<String> {
             let all = config.get(key).and_then(Value::as_array);
             let all = all.into_iter().flatten();
@@ -37,7 +41,7 @@ impl Settings {
             Some("") => Vec::new(),
             Some(program) => vec![program.to_owned()],
         };
-        let (image, command) = args.operands()?;
+        let Program { image, command } = program;
         if !command.is_empty() {
             arguments.extend(command.iter().cloned());
         } else if args.entrypoint.is_none() {
