@@ -268,11 +268,13 @@ impl Source {
     }
 
     /// Opens an entry for a copy of its bytes; `None` if it does not exist.
+    #[cfg(feature = "registry")]
     pub(crate) fn reader(&self, path: &str) -> Result<Option<impl Read + use<>>> {
         self.open_entry(path)
     }
 
     /// Reads a small entry, which must exist.
+    #[cfg(feature = "registry")]
     pub(crate) fn required_entry(&self, path: &str) -> Result<Vec<u8>> {
         self.required(path)
     }

@@ -38,11 +38,19 @@ pub(super) struct Entry {
     pub(super) device: (u32, u32),
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(super) sparse: Option<Sparse>,
+    #[cfg_attr(
+        not(feature = "registry"),
+        expect(dead_code, reason = "only zstd:chunked reads it")
+    )]
     pub(super) declared: Declared,
 }
 
 /// The fields of a header as they are, for readers that compare them.
 #[derive(Clone, Copy, Debug, Default)]
+#[cfg_attr(
+    not(feature = "registry"),
+    expect(dead_code, reason = "only zstd:chunked reads them all")
+)]
 pub(super) struct Declared {
     /// The mode with all its bits.
     pub(super) mode: i64,

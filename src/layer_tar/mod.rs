@@ -58,6 +58,7 @@ pub mod tar_split;
 pub mod tar_writer;
 mod unpack;
 mod whiteout;
+#[cfg(feature = "registry")]
 pub(crate) mod zstd_chunked;
 
 pub use compare::{Compare, RootDirectory};

@@ -439,6 +439,7 @@ impl<'l, R: Read> TarReader<'l, R> {
     }
 
     /// Reads bytes after the archive; returns 0 at the end of the stream.
+    #[cfg(feature = "registry")]
     pub(super) fn rest(&mut self, buffer: &mut [u8]) -> Result<usize> {
         self.fill(buffer)
     }

@@ -113,6 +113,7 @@ impl<'d, W: Write> TarSplitWriter<'d, W> {
     }
 
     /// Returns the output, to which more may be written.
+    #[cfg(feature = "registry")]
     pub(super) fn into_output(self) -> W {
         self.out
     }
