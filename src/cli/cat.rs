@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::Context as _;
 
 use super::archive_names;
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::ls::report;
@@ -25,7 +26,7 @@ NAME is as for unionfs ls. Symlinks are followed within the image. The bytes are
 also on a terminal.")]
 pub(super) struct Args {
     /// The image, container or layer, and paths in it
-    #[arg(value_name = "NAME[:/PATH] [PATH]", required = true)]
+    #[arg(value_name = "NAME[:/PATH] [PATH]", required = true, add = candidates::trees())]
     operands: Vec<OsString>,
     #[command(flatten)]
     sandbox: SandboxArgs,

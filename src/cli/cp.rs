@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::archive_names;
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::cp_target::{Owners, Target};
 use super::error::Usage;
@@ -37,7 +38,7 @@ A file appears under its name when it is complete, and replaces the file or syml
 name. Symlinks in DESTINATION are never followed, except on the path that is given.")]
 pub(super) struct Args {
     /// The file or directory
-    #[arg(value_name = "NAME:/PATH")]
+    #[arg(value_name = "NAME:/PATH", add = candidates::trees())]
     source: OsString,
     /// Where to copy it to, or - for a tar on standard output
     destination: PathBuf,

@@ -34,6 +34,7 @@ pub(super) struct Args {
     #[arg(add = candidates::trees())]
     name: String,
     /// What NAME is compared with: an image, container, named layer or layer
+    #[arg(add = candidates::trees())]
     other: Option<String>,
     /// Draw the differences as a tree
     #[arg(long, requires = "other", conflicts_with = "json")]

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::archive_names;
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::diff::{base64_if_binary, escape};
 use super::named_tree::{self, Opening};
@@ -33,7 +34,7 @@ Control characters, backslashes and bytes that are not UTF-8 are printed as \\xN
 )]
 pub(super) struct Args {
     /// The image, container or layer, and paths in it [default path: /]
-    #[arg(value_name = "NAME[:/PATH] [PATH]", required = true)]
+    #[arg(value_name = "NAME[:/PATH] [PATH]", required = true, add = candidates::trees())]
     operands: Vec<OsString>,
     /// Show type, mode, links, owner, size and time of each file
     #[arg(long, short = 'l')]

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::error::{Relayed, Usage};
 use super::output::print;
@@ -69,6 +70,7 @@ pub(super) struct Args {
     /// [default: those of the image]
     #[arg(
         value_name = "IMAGE [COMMAND]",
+        add = candidates::trees(),
         num_args = 1..,
         required = true,
         trailing_var_arg = true,
@@ -107,6 +109,7 @@ pub(super) struct BundleArgs {
     /// one; the command and its arguments [default: those of the image]
     #[arg(
         value_name = "IMAGE DIR [COMMAND]",
+        add = candidates::image_and_directory(),
         num_args = 2..,
         required = true,
         trailing_var_arg = true,

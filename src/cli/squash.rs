@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::bail;
 
+use super::candidates;
 use super::command_sandbox::{self, SandboxArgs};
 use super::progress::{Json, ProgressArgs, verb};
 use super::{archive_names, own_store};
@@ -32,6 +33,7 @@ step in the history. Files that a later layer removed or replaced take no room i
 IMAGE itself stays. The ID of the new image is printed.")]
 pub(super) struct Args {
     /// The image: name, ID or ID prefix
+    #[arg(add = candidates::images())]
     image: String,
     /// The name of the new image: name[:tag]
     #[arg(value_name = "NEW")]

@@ -34,6 +34,10 @@ fn names_are_completed() {
     assert_eq!(complete(&["inspect", "one:1", "tw"]), ["two:1"]);
     assert_eq!(complete(&["image", "rm", "two:"]), ["two:1"]);
     assert_eq!(complete(&["mount", "tw"]), ["two:1"]);
+    for command in ["ls", "cat", "cp", "squash", "run", "bundle", "diff"] {
+        assert_eq!(complete(&[command, "tw"]), ["two:1"], "{command}");
+    }
+    assert_eq!(complete(&["diff", "one:1", "tw"]), ["two:1"]);
     assert_eq!(complete(&["images", "--form"]), ["--format"]);
     assert!(words(&home, &["unionfs", "im"]).contains(&"image".to_owned()));
     let none = words(&home, &["unionfs", "--root", "/none", "inspect", "one"]);
