@@ -1,6 +1,7 @@
 //! `unionfs umount` unmounts and waits until the daemon has written everything and has ended. It
 //! does not ask a daemon that hangs, and does not wait for it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -47,8 +48,16 @@ pub(super) struct Args {
 const PATIENCE: i64 = 30;
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let mountpoint = named(&args.mountpoint)?;
-    let mount = find(mountpoint.as_deref().unwrap_or(&args.mountpoint))?;
+    let mount = match Mountpoint::open(&args.mountpoint) {
+        // Only what is not there can be a name. Nothing asks the server of a mount that is there.
+        Err(fuse::Error::Mountpoint { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            match named(&args.mountpoint)? {
+                Some(path) => find(&path, Mountpoint::open(&path)),
+                None => Err(source).with_context(|| no_mountpoint(&args.mountpoint)),
+            }
+        }
+        place => find(&args.mountpoint, place),
+    }?;
     let path = mount.path().to_owned();
     end(mount, args)?;
     // If mount has made it.
@@ -60,7 +69,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Returns the mountpoint of the only mount with this image or layer. `None`: the text is a path.
 fn named(text: &Path) -> anyhow::Result<Option<PathBuf>> {
-    let Some(name) = text.to_str().filter(|_| text.symlink_metadata().is_err()) else {
+    let Some(name) = text.to_str() else {
         return Ok(None);
     };
     let has_name = |record: &MountRecord| {
@@ -112,12 +121,16 @@ fn end(mount: Mount, args: &Args) -> anyhow::Result<()> {
     daemon.map_or(Ok(()), |daemon| daemon.wait(&path))
 }
 
+fn no_mountpoint(path: &Path) -> String {
+    format!("cannot find mountpoint {}", path.display())
+}
+
 /// Returns the unionfs that is mounted on a directory.
-fn find(mountpoint: &Path) -> anyhow::Result<Mount> {
+fn find(mountpoint: &Path, opened: fuse::Result<Mountpoint>) -> anyhow::Result<Mount> {
     let shown = mountpoint.display();
-    let place = match Mountpoint::open(mountpoint) {
+    let place = match opened {
         Err(fuse::Error::Mountpoint { source, .. }) => {
-            return Err(source).with_context(|| format!("cannot find mountpoint {shown}"));
+            return Err(source).with_context(|| no_mountpoint(mountpoint));
         }
         other => other?,
     };

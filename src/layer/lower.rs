@@ -112,7 +112,10 @@ impl Layer {
                 (given, None) => given,
             };
         }
-        let stat = at.recorded_as(dialect.records).stat()?;
+        let stat = match dialect.records {
+            Records::Kept(form) => at.with_record(form, real)?,
+            _ => real,
+        };
         let system = known.entry(stat.dev);
         let system = *system.or_insert_with(|| FileSystem::of(&root));
         Ok(Self {

@@ -360,12 +360,13 @@ fn what_another_user_put_in_the_place_of_an_output_file_is_not_written_to() {
         .filter(|code| *code == 0)
         .unwrap();
     // The same holds for manual pages.
-    symlink(&victim, home.path("shared/unionfs.1")).unwrap();
-    lchown(home.path("shared/unionfs.1"), USER, USER).unwrap();
+    fs::create_dir(home.path("shared/man1")).unwrap();
+    symlink(&victim, home.path("shared/man1/unionfs.1")).unwrap();
+    lchown(home.path("shared/man1/unionfs.1"), USER, USER).unwrap();
     run(&home, "own", &["man", &home.text("shared")]).ok();
     assert_eq!(fs::read(&victim).unwrap(), b"content");
     assert!(
-        home.path("shared/unionfs.1")
+        home.path("shared/man1/unionfs.1")
             .symlink_metadata()
             .unwrap()
             .is_file()
