@@ -47,7 +47,13 @@ rm -f "$tree/etc/dpkg/dpkg.cfg.d/"*
 # fusermount3 reads it; the installer of a machine makes it.
 [ -e "$tree/etc/mtab" ] || ln -s ../proc/self/mounts "$tree/etc/mtab"
 mount -t proc proc "$tree/proc"
-mount --rbind /dev "$tree/dev"
+# Devices as udev makes them: /dev/fuse is for all users, which it is not on every machine without udev.
+mount -t tmpfs -o mode=755 tmpfs "$tree/dev"
+mknod -m 666 "$tree/dev/fuse" c 10 229
+mknod -m 666 "$tree/dev/null" c 1 3
+mknod -m 666 "$tree/dev/zero" c 1 5
+mknod -m 444 "$tree/dev/urandom" c 1 9
+ln -s /proc/self/fd "$tree/dev/fd"
 cp "$work/out/unionfs.deb" "$tree/root/"
 inside dpkg --install /root/unionfs.deb >/dev/null || fail "dpkg refuses the package"
 for file in usr/bin/unionfs usr/share/man/man1/unionfs.1.gz usr/share/man/man1/unionfs-mount.1.gz usr/share/man/man5/unionfs.5.gz \
