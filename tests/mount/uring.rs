@@ -179,6 +179,10 @@ impl Stuck {
         let (sender, results) = mpsc::channel();
         for n in 0..files {
             assert!(poll(|| self.has_idle_place()), "no place for reader {n}");
+            // A thread that only just waits may not have its entry with the kernel yet; a request
+            // that comes before stays in the queue.
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(poll(|| self.has_idle_place()), "no place for reader {n}");
             let (path, sender) = (self.mnt.join(format!("f{n}")), sender.clone());
             std::thread::spawn(move || {
                 bind(0);
