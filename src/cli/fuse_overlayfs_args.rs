@@ -268,17 +268,10 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
 /// option names the image. For a source that is only shown, there is none.
 fn image(options: &MountOptions, source: Option<&OsString>) -> Option<Option<OsString>> {
     const ONLY_SHOWN: [&str; 5] = ["none", "overlay", "unionfs", "fuse", "fuse-overlayfs"];
-    if options.image.is_given() {
-        return Some(
-            source
-                .filter(|name| !ONLY_SHOWN.iter().any(|n| n == name))
-                .cloned(),
-        );
-    }
-    let named = source.filter(|name| !ONLY_SHOWN.iter().any(|n| n == name));
-    named
-        .filter(|_| options.lower_count() == 0 && options.upper.is_none())
-        .map(|name| Some(name.clone()))
+    let image = source.filter(|name| !ONLY_SHOWN.iter().any(|n| n == name));
+    let names_no_directory = options.lower_count() == 0 && options.upper.is_none();
+    let by_name = options.image.is_given() || image.is_some() && names_no_directory;
+    by_name.then(|| image.cloned())
 }
 
 /// Returns the stack of the options, with resolved paths.

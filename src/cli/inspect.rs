@@ -1,14 +1,14 @@
 //! `unionfs inspect` shows an image.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
+use super::facts::Facts;
 use super::go_template::Template;
 use super::inspect_remote::{self, RemoteArgs};
-use super::output::{one_line, print, print_bytes, print_json, size};
+use super::output::{print, print_bytes, print_json, size};
 use super::rows::Format;
 use super::{archive_names, docker_inspect, error, remote_names, warn};
 use unionfs::store::Image;
@@ -111,53 +111,28 @@ fn show(args: &Args, images: &[Image]) -> anyhow::Result<()> {
 }
 
 fn describe(image: &Image) -> String {
-    let mut text = String::new();
-    let mut line = |key: &str, value: &str| {
-        let key = one_line(key);
-        let _ = writeln!(text, "{:<14}{}", format!("{key}:"), one_line(value));
-    };
-    line("ID", &image.id.to_string());
+    let mut facts = Facts::default();
+    facts.add("ID", &image.id.to_string());
     for name in &image.names {
-        line("Name", &name.to_string());
+        facts.add("Name", &name.to_string());
     }
     let config = &image.config;
-    for (key, value) in [
+    facts.add_stated(&[
         ("Created", &config.created),
         ("Architecture", &config.architecture),
         ("Variant", &config.variant),
         ("OS", &config.os),
         ("Author", &config.author),
         ("Comment", &config.comment),
-    ] {
-        if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
-            line(key, value);
-        }
+    ]);
+    facts.add("Size", &size(image.size));
+    facts.add("Store", &image.root.to_string_lossy());
+    facts.add("Driver", image.driver);
+    facts.add_settings(config.config.as_ref());
+    for (number, layer) in image.layers.iter().enumerate().rev() {
+        let place = layer.place.path().display();
+        let value = format!("{} {} {place}", layer.diff_id, size(layer.size));
+        facts.add(&format!("Layer {}", number + 1), &value);
     }
-    line("Size", &size(image.size));
-    line("Store", &image.root.to_string_lossy());
-    line("Driver", image.driver);
-    let run = config.config.as_ref().and_then(|value| value.as_object());
-    for (key, value) in run.into_iter().flatten() {
-        // Empty fields are left out. --json has them.
-        let empty = value.is_null()
-            || value == false
-            || value.as_str() == Some("")
-            || value.as_array().is_some_and(Vec::is_empty);
-        if !empty {
-            line(key, &value.to_string());
-        }
-    }
-    let layers = image.layers.iter().enumerate().rev();
-    for (number, layer) in layers {
-        line(
-            &format!("Layer {}", number + 1),
-            &format!(
-                "{} {} {}",
-                layer.diff_id,
-                size(layer.size),
-                layer.place.path().display()
-            ),
-        );
-    }
-    text
+    facts.into_text()
 }

@@ -1,11 +1,11 @@
 //! `unionfs inspect docker://NAME` shows an image of a registry without pulling it.
 
-use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 
 use super::command_sandbox::SandboxArgs;
+use super::facts::Facts;
 use super::inspect::Form;
-use super::output::{one_line, print, print_bytes, print_json, size};
+use super::output::{print, print_bytes, print_json, size};
 use super::registry_args::Credentials;
 use super::{own_store, remote_names};
 use unionfs::oci::Platform;
@@ -95,52 +95,30 @@ fn as_skopeo(image: &RemoteImage) -> serde_json::Value {
 }
 
 fn describe(image: &RemoteImage) -> String {
-    let mut text = String::new();
-    let mut line = |key: &str, value: &str| {
-        let _ = writeln!(
-            text,
-            "{:<14}{}",
-            format!("{}:", one_line(key)),
-            one_line(value)
-        );
-    };
-    line("Name", &image.name.to_string());
-    line("Digest", &image.digest.to_string());
+    let mut facts = Facts::default();
+    facts.add("Name", &image.name.to_string());
+    facts.add("Digest", &image.digest.to_string());
     if image.manifest_digest != image.digest {
-        line("Manifest", &image.manifest_digest.to_string());
+        facts.add("Manifest", &image.manifest_digest.to_string());
     }
     let config = &image.config;
-    for (key, value) in [
+    facts.add_stated(&[
         ("Created", &config.created),
         ("Architecture", &config.architecture),
         ("OS", &config.os),
         ("Author", &config.author),
-    ] {
-        if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
-            line(key, value);
-        }
-    }
+    ]);
     let total = image.layers.iter().map(|layer| layer.size).sum();
-    line("Size", &format!("{} compressed", size(total)));
+    facts.add("Size", &format!("{} compressed", size(total)));
     for platform in &image.platforms {
         if let Some(name) = &platform.platform {
-            line("Platform", &format!("{name} {}", platform.digest));
+            facts.add("Platform", &format!("{name} {}", platform.digest));
         }
     }
-    let run = config.config.as_ref().and_then(|value| value.as_object());
-    for (key, value) in run.into_iter().flatten() {
-        // Empty fields are left out. --json has them.
-        let empty = value.is_null()
-            || value == false
-            || value.as_str() == Some("")
-            || value.as_array().is_some_and(Vec::is_empty);
-        if !empty {
-            line(key, &value.to_string());
-        }
-    }
+    facts.add_settings(config.config.as_ref());
     for (number, layer) in image.layers.iter().enumerate().rev() {
         let value = format!("{} {}", layer.digest, size(layer.size));
-        line(&format!("Layer {}", number + 1), &value);
+        facts.add(&format!("Layer {}", number + 1), &value);
     }
-    text
+    facts.into_text()
 }

@@ -42,6 +42,7 @@ mod doctor;
 mod doctor_facts;
 mod error;
 mod export;
+mod facts;
 mod filters;
 mod fuse_overlayfs_args;
 mod go_template;

@@ -149,13 +149,9 @@ pub(super) fn of_fstab(fstab: FromFstab) -> anyhow::Result<Request> {
         let text = "upperdir and workdir go together, on one file system";
         return Err(Usage(text.into()).into());
     }
-    let choices = [
-        args.name.is_some(),
-        args.ephemeral,
-        args.upper.is_some(),
-        args.name.is_some() && args.container.is_some(),
-    ];
-    if choices.iter().filter(|given| **given).count() > 1 {
+    let choices = [args.name.is_some(), args.ephemeral, args.upper.is_some()];
+    let chosen = choices.iter().filter(|given| **given).count();
+    if chosen > 1 || args.name.is_some() && args.container.is_some() {
         let text = "name, ephemeral and upperdir say where changes go: give one of them, and \
             name not with container";
         return Err(Usage(text.into()).into());

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::error::Usage;
 use super::options::MountOptions;
-use unionfs::fuse::{Mount, MountRecord, runtime};
+use unionfs::fuse::{Mount, runtime};
 
 /// Whether the options ask for it.
 pub(super) fn is_wanted(options: &MountOptions) -> bool {
@@ -32,9 +32,6 @@ pub(super) fn run(mountpoint: &Path, options: &MountOptions) -> anyhow::Result<(
 
 /// Whether the record of a mount says so. Without a record its server answers EROFS to each change.
 fn has_no_upper(mount: &Mount) -> bool {
-    let ours = |record: &MountRecord| record.mount_id.is_some_and(|id| id.is(&mount.id()));
-    let records = runtime::list();
-    records
-        .iter()
-        .any(|record| ours(record) && record.description.upper.is_none())
+    let record = runtime::of_mount(mount.id(), mount.entry());
+    record.is_some_and(|record| record.description.upper.is_none())
 }

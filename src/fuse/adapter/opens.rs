@@ -169,11 +169,10 @@ impl UnneededOpens {
 
     fn answer(self, flags: u32, reply: impl OpenReply) {
         match self {
-            Self::Sent => reply.opened(without_handle(flags)),
-            Self::Refusable => {
-                reply.error(libc::ENOSYS);
-                true
+            Self::Sent => {
+                reply.opened(without_handle(flags));
             }
-        };
+            Self::Refusable => reply.error(libc::ENOSYS),
+        }
     }
 }
