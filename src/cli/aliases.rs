@@ -71,7 +71,7 @@ const GROUPS: [(&str, &str); 3] = [
 ];
 
 /// The options that may stand before the command and have a value.
-const WITH_VALUE: [&str; 3] = ["--root", "--store", "--namespace"];
+const WITH_VALUE: [&str; 4] = ["--root", "--runroot", "--store", "--namespace"];
 
 /// Replaces an alias by its command. All other arguments stay.
 pub(super) fn expand(args: Vec<OsString>) -> Vec<OsString> {
@@ -113,6 +113,11 @@ fn word_from(args: &[OsString], start: usize) -> Option<usize> {
         }
     }
     None
+}
+
+/// Whether a word is an option of the whole program, with or without its value.
+pub(super) fn is_program_option(word: &OsStr) -> bool {
+    WITH_VALUE.iter().any(|option| word == *option) || is_joined(word)
 }
 
 /// Whether it is an option of the whole program with its value: `--root=DIR`.

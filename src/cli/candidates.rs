@@ -120,8 +120,12 @@ fn words(kinds: &[Kind]) -> anyhow::Result<Vec<String>> {
         return Ok(paths.collect());
     }
     let mut sandbox = Command::quick(SandboxArgs::default().mode()?);
-    let root = typed_root();
-    let places = Places::find(root.as_deref(), &environment())?;
+    let mut environment = environment();
+    environment.run_root = typed("--runroot");
+    let mut places = Places::find(typed("--root").as_deref(), &environment)?;
+    if kinds.contains(&Kind::Containers) {
+        places.open_run_lists(&environment);
+    }
     for root in places.roots() {
         sandbox.read(root)?;
     }
@@ -151,17 +155,19 @@ fn words(kinds: &[Kind]) -> anyhow::Result<Vec<String>> {
     Ok(words)
 }
 
-/// Returns the value of `--root` on the line that is completed.
-fn typed_root() -> Option<PathBuf> {
+/// Returns the value of an option on the line that is completed.
+fn typed(option: &str) -> Option<PathBuf> {
     let words: Vec<OsString> = std::env::args_os()
         .skip_while(|word| word != "--")
         .collect();
     let mut found = None;
     for (at, word) in words.iter().enumerate() {
-        if word == "--root" {
+        if word == option {
             found = words.get(at + 1).map(PathBuf::from);
-        } else if let Some(root) = word.to_str().and_then(|word| word.strip_prefix("--root=")) {
-            found = Some(PathBuf::from(root));
+        } else if let Some(value) = word.to_str().and_then(|word| word.strip_prefix(option))
+            && let Some(value) = value.strip_prefix('=')
+        {
+            found = Some(PathBuf::from(value));
         }
     }
     found

@@ -187,9 +187,11 @@ impl Cage {
         Ok(places)
     }
 
-    /// As [`Self::stores`], with the stores below the read-write layers of these.
+    /// As [`Self::stores`], with the stores below the read-write layers of these, and the records of
+    /// containers in run roots.
     pub(super) fn stores_of_containers(&mut self, root: Option<&Path>) -> anyhow::Result<Places> {
         let mut places = self.stores(root)?;
+        places.open_run_lists(&environment());
         let others = confined_queries::sources(&places, self.mode())?;
         for other in &others {
             self.read_store(other)?;

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use super::aliases::is_program_option;
 use super::error::Usage;
 use super::launch::{self, MountpointIs, Request};
 use super::logging::Verbosity;
@@ -59,7 +60,7 @@ pub(super) fn recognise(args: &[OsString], is_command: impl Fn(&OsStr) -> bool) 
         Persona::Unionfs => {
             let first = args.get(1)?;
             let wanted = !is_command(first)
-                && !first.as_bytes().starts_with(b"--root")
+                && !is_program_option(first)
                 && args
                     .iter()
                     .skip(1)
@@ -342,9 +343,17 @@ mod tests {
 
     #[test]
     fn who_is_called() {
-        let cases: [(&[&str], Option<Persona>); 10] = [
+        let cases: [(&[&str], Option<Persona>); 12] = [
             (
                 &["unionfs", "--root", "d", "mount", "-o", "ro", "a", "b"],
+                None,
+            ),
+            (
+                &["unionfs", "--runroot=d", "mount", "-o", "ro", "a", "b"],
+                None,
+            ),
+            (
+                &["unionfs", "--store", "d", "mount", "-o", "ro", "a", "b"],
                 None,
             ),
             (&["unionfs", "mount", "-o", "ro", "a", "b"], None),

@@ -133,6 +133,10 @@ struct Cli {
     /// the stores of Docker and podman]
     #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
+    /// Search for containers of podman's transient stores in the run root DIR, which belongs to the store
+    /// of --root [default: that of storage.conf, else podman's default]
+    #[arg(long, value_name = "DIR", global = true)]
+    runroot: Option<PathBuf>,
     /// Write to the store at DIR [default: $UNIONFS_ROOT or /var/lib/unionfs; for load, import, pull,
     /// tag, rmi, rm and prune that of --root]
     #[arg(long, value_name = "DIR", global = true)]
@@ -151,6 +155,8 @@ struct Cli {
 struct OnlyMount {
     #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
+    #[arg(long, value_name = "DIR", global = true)]
+    runroot: Option<PathBuf>,
     #[arg(long, value_name = "DIR", global = true)]
     store: Option<PathBuf>,
     #[arg(long, value_name = "NAME", global = true)]
@@ -255,6 +261,7 @@ fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
         let MountCommand::Mount(args) = only.command;
         return Ok(Cli {
             root: only.root,
+            runroot: only.runroot,
             store: only.store,
             namespace: only.namespace,
             command: Command::Mount(args),
@@ -279,12 +286,16 @@ static NAMESPACE: OnceLock<String> = OnceLock::new();
 /// The value of `--store`.
 static STORE: OnceLock<PathBuf> = OnceLock::new();
 
+/// The value of `--runroot`.
+static RUN_ROOT: OnceLock<PathBuf> = OnceLock::new();
+
 /// Returns the environment of this process, with what the options say of it.
 fn environment() -> Environment {
     let mut environment = Environment::current();
     if let Some(store) = STORE.get() {
         environment.unionfs_root = Some(store.into());
     }
+    environment.run_root = RUN_ROOT.get().cloned();
     if let Some(name) = NAMESPACE.get() {
         environment.containerd_namespace = Some(name.into());
     }
@@ -294,6 +305,9 @@ fn environment() -> Environment {
 fn run(cli: Cli) -> anyhow::Result<()> {
     if let Some(name) = cli.namespace {
         NAMESPACE.get_or_init(|| name);
+    }
+    if let Some(run_root) = cli.runroot {
+        RUN_ROOT.get_or_init(|| std::path::absolute(&run_root).unwrap_or(run_root));
     }
     if let Some(store) = cli.store {
         STORE.get_or_init(|| std::path::absolute(&store).unwrap_or(store));

@@ -146,6 +146,9 @@ fn of(found: Found, fresh: Option<Fresh>) -> ToMount {
 fn find(asked: &Asked<'_>, root: Option<&Path>) -> anyhow::Result<(Found, Vec<File>)> {
     let mode = asked.options.sandbox;
     let mut places = Places::find(root, &environment())?;
+    if asked.container.is_some() {
+        places.open_run_lists(&environment());
+    }
     if mode == Mode::Off {
         let stores = command_sandbox::open(places)?;
         let found = find_in(&stores, asked)?;

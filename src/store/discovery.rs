@@ -11,9 +11,10 @@ use super::drivers::devicemapper::{self, PoolFiles};
 use super::error::{Error, Result};
 use super::image_store::Store;
 use super::records::Records;
-use super::storage_conf::Configured;
+use super::storage_conf::{Configured, RunRoot};
 use super::{containerd, containers_storage, drivers};
 use crate::sys::process;
+use containers_storage::RunLists;
 
 /// The store of a containerd that dockerd has started, below Docker's data root.
 pub(super) const DOCKERS_CONTAINERD: &str = "containerd/daemon";
@@ -28,12 +29,17 @@ pub struct Environment {
     pub xdg_data_home: Option<OsString>,
     /// `$XDG_CONFIG_HOME`; ignored unless absolute.
     pub xdg_config_home: Option<OsString>,
+    /// `$XDG_RUNTIME_DIR`; ignored unless absolute.
+    pub xdg_runtime_dir: Option<OsString>,
     /// `$HOME`.
     pub home: Option<OsString>,
     /// `$USER`.
     pub user: Option<OsString>,
     /// `$CONTAINERS_STORAGE_CONF`: if set, the only storage.conf that is read.
     pub storage_conf: Option<OsString>,
+    /// The run root of podman's store at the place that the user names, or of all of podman's stores
+    /// if the user names no place.
+    pub run_root: Option<PathBuf>,
     /// `$CONTAINERD_NAMESPACE`: the only namespace of containerd's stores whose images and containers are
     /// found.
     pub containerd_namespace: Option<OsString>,
@@ -52,9 +58,11 @@ impl Environment {
             unionfs_root: var("UNIONFS_ROOT"),
             xdg_data_home: var("XDG_DATA_HOME"),
             xdg_config_home: var("XDG_CONFIG_HOME"),
+            xdg_runtime_dir: var("XDG_RUNTIME_DIR"),
             home: var("HOME"),
             user: var("USER"),
             storage_conf: var("CONTAINERS_STORAGE_CONF"),
+            run_root: None,
             containerd_namespace: var("CONTAINERD_NAMESPACE"),
             system_storage_conf: ["/etc", "/usr/share"]
                 .map(|dir| Path::new(dir).join("containers/storage.conf"))
@@ -100,34 +108,94 @@ impl Environment {
     /// containerd's. Those that storage.conf names (containers-storage.conf(5)) come before
     /// podman's default places.
     pub fn candidates(&self) -> Vec<PathBuf> {
-        self.places(Configured::read(self).roots)
+        let candidates = self.places(Configured::read(self)).into_iter();
+        candidates.map(|candidate| candidate.root).collect()
     }
 
-    /// As [`Environment::candidates`], with the reasons why storage.conf files could not be used.
-    pub(super) fn candidates_and_problems(&self) -> (Vec<PathBuf>, Vec<Error>) {
-        let Configured { roots, problems } = Configured::read(self);
-        (self.places(roots), problems)
+    /// As [`Environment::candidates`], with their run roots and the reasons why storage.conf files
+    /// could not be used.
+    pub(super) fn candidates_and_problems(&self) -> (Vec<Candidate>, Vec<Error>) {
+        let mut configured = Configured::read(self);
+        let problems = std::mem::take(&mut configured.problems);
+        (self.places(configured), problems)
     }
 
-    fn places(&self, podmans: Vec<PathBuf>) -> Vec<PathBuf> {
-        let mut roots = Vec::new();
-        roots.extend(self.own_root().ok());
-        roots.push(PathBuf::from("/var/lib/docker"));
-        roots.extend(self.data_home().map(|home| home.join("docker")));
-        roots.extend(podmans);
+    fn places(&self, configured: Configured) -> Vec<Candidate> {
+        let mut places = Vec::new();
+        let other = Candidate::without_run_root;
+        places.extend(self.own_root().ok().map(other));
+        places.push(other(PathBuf::from("/var/lib/docker")));
+        let home = self.data_home();
+        places.extend(home.as_ref().map(|home| other(home.join("docker"))));
+        let default_run_roots = || match (&self.run_root, &configured.default_run_root) {
+            (Some(given), _) => vec![given.clone()],
+            (None, Some(configured)) => vec![configured.clone()],
+            (None, None) => self.run_roots(),
+        };
+        places.extend(configured.roots.iter().map(|place| Candidate {
+            root: place.root.clone(),
+            run_roots: match (&place.run_root, &self.run_root) {
+                (RunRoot::None, _) => Vec::new(),
+                (_, Some(given)) => vec![given.clone()],
+                (RunRoot::At(run_root), None) => vec![run_root.clone()],
+                (RunRoot::Default, None) => self.run_roots(),
+            },
+        }));
         if self.root {
             // Only for root: other users would get a warning each time.
-            roots.push(PathBuf::from("/var/lib/containers/storage"));
+            places.push(Candidate {
+                root: PathBuf::from("/var/lib/containers/storage"),
+                run_roots: default_run_roots(),
+            });
         }
-        let home = self.data_home();
-        roots.extend(home.as_ref().map(|home| home.join("containers/storage")));
+        places.extend(home.as_ref().map(|home| Candidate {
+            root: home.join("containers/storage"),
+            run_roots: default_run_roots(),
+        }));
         if self.root {
-            roots.push(PathBuf::from("/var/lib/containerd"));
-            roots.push(Path::new("/var/lib/docker").join(DOCKERS_CONTAINERD));
+            places.push(other(PathBuf::from("/var/lib/containerd")));
+            places.push(other(Path::new("/var/lib/docker").join(DOCKERS_CONTAINERD)));
         }
-        roots.extend(home.iter().map(|home| home.join("containerd")));
-        roots.extend(home.map(|home| home.join("docker").join(DOCKERS_CONTAINERD)));
-        roots
+        places.extend(home.iter().map(|home| other(home.join("containerd"))));
+        places.extend(home.map(|home| other(home.join("docker").join(DOCKERS_CONTAINERD))));
+        places
+    }
+
+    /// Returns podman's default run roots: for root of the machine that of the system, for others
+    /// those of the user (containers/storage, types/utils.go).
+    fn run_roots(&self) -> Vec<PathBuf> {
+        if self.root {
+            return vec![PathBuf::from("/run/containers/storage")];
+        }
+        let uid = rustix::process::geteuid().as_raw();
+        let given = self.xdg_runtime_dir.as_ref().map(PathBuf::from);
+        let given = given.filter(|path| path.is_absolute());
+        let others = [
+            PathBuf::from(format!("/run/user/{uid}")),
+            PathBuf::from(format!("/tmp/containers-user-{uid}")),
+        ];
+        let dirs = match given {
+            Some(given) => vec![given],
+            None => others.into(),
+        };
+        dirs.into_iter().map(|dir| dir.join("containers")).collect()
+    }
+}
+
+/// A place where a store may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) root: PathBuf,
+    /// The directories in which podman may keep records of containers of the store there.
+    pub(super) run_roots: Vec<PathBuf>,
+}
+
+impl Candidate {
+    fn without_run_root(root: PathBuf) -> Self {
+        Self {
+            root,
+            run_roots: Vec::new(),
+        }
     }
 }
 
@@ -143,6 +211,8 @@ pub(super) struct Known {
     pub(super) pool: Option<Arc<PoolFiles>>,
     /// The only namespace of containerd whose images and containers count.
     pub(super) namespace: Option<String>,
+    /// The lists of podman's run roots that belong to the store.
+    pub(super) run_lists: Vec<Arc<RunLists>>,
 }
 
 /// As [`open`], with what is known of the store.
@@ -171,7 +241,7 @@ pub(super) fn open_with(path: &Path, known: &Known) -> Result<Vec<Store>> {
         }
     }
     for name in drivers::PODMAN {
-        if let Some(records) = containers_storage::Records::open(&root, name)? {
+        if let Some(records) = containers_storage::Records::open(&root, name, &known.run_lists)? {
             stores.extend(drivers::of_podman(&root, name, owner)?.map(|driver| Store {
                 root: root.clone(),
                 driver,
@@ -323,8 +393,9 @@ mod tests {
             storage_conf: Some(bad.clone().into()),
             ..environment(None, None, None, false)
         };
-        let (roots, problems) = environment.candidates_and_problems();
-        assert_eq!(roots, [PathBuf::from("/var/lib/docker")]);
+        let (candidates, problems) = environment.candidates_and_problems();
+        let roots: Vec<&Path> = candidates.iter().map(|c| c.root.as_path()).collect();
+        assert_eq!(roots, [Path::new("/var/lib/docker")]);
         assert!(problems[0].to_string().contains("bad.conf"), "{problems:?}");
         let homeless = self::environment(None, None, None, false);
         assert!(matches!(homeless.own_root(), Err(Error::NoHome)));

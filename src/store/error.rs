@@ -33,6 +33,19 @@ pub enum Error {
         /// The error, which names the component that is not safe.
         source: std::io::Error,
     },
+    /// A run root of podman belongs to another user than the store.
+    #[error(
+        "{path:?} belongs to user {found}, the store to user {owner}: its records of containers are not used; give \
+         the store's own run root with --runroot"
+    )]
+    ForeignRunRoot {
+        /// The run root.
+        path: PathBuf,
+        /// The owner of the run root.
+        found: u32,
+        /// The owner of the store.
+        owner: u32,
+    },
     /// A storage.conf cannot be read.
     #[error(
         "{path:?} is not a storage.conf: {reason}; podman's stores are looked for in the default places"

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use super::confined_dir::ConfinedDir;
-use super::discovery::{self, Environment, Known};
+use super::containers_storage::RunLists;
+use super::discovery::{self, Candidate, Environment, Known};
 use super::drivers::devicemapper::{self, PoolFiles};
 use super::error::{Error, Result};
 use super::{UnnamedLayer, containerd, drivers, named_layer, unnamed_layer, writable};
@@ -30,6 +31,10 @@ pub struct Places {
     pools: Vec<(PathBuf, Arc<PoolFiles>)>,
     /// The only namespace of containerd that counts.
     namespace: Option<String>,
+    /// The roots with podman's run roots that belong to them.
+    run_roots: Vec<(PathBuf, Vec<PathBuf>)>,
+    /// The lists in run roots, with the roots of their stores.
+    run_lists: Vec<(PathBuf, Arc<RunLists>)>,
 }
 
 impl Places {
@@ -46,32 +51,73 @@ impl Places {
             ..Self::default()
         };
         if let Some(path) = explicit {
-            places.add(path)?;
+            places.add_root(path)?;
             // Docker may keep its images in its own containerd.
-            match places.add(&path.join(discovery::DOCKERS_CONTAINERD)) {
+            match places.add_root(&path.join(discovery::DOCKERS_CONTAINERD)) {
                 Err(error) if !discovery::is_absent(&error) => places.skipped.push(error),
                 _ => {}
             }
             return Ok(places);
         }
-        (places.searched, places.skipped) = environment.candidates_and_problems();
-        for path in places.searched.clone() {
-            match places.add(&path) {
-                Ok(()) => (),
+        let (candidates, problems) = environment.candidates_and_problems();
+        places.skipped = problems;
+        for Candidate { root, run_roots } in candidates {
+            match places.add_root(&root) {
+                Ok(found) if !run_roots.is_empty() => places.run_roots.push((found, run_roots)),
+                Ok(_) => (),
                 Err(error) if discovery::is_absent(&error) => (),
                 Err(error) => places.skipped.push(error),
             }
+            places.searched.push(root);
         }
         Ok(places)
     }
 
-    /// Adds a directory. Several candidates may be the same directory.
-    fn add(&mut self, path: &Path) -> Result<()> {
+    /// Adds a directory and returns its path. Several candidates may be the same directory.
+    fn add_root(&mut self, path: &Path) -> Result<PathBuf> {
         let root = ConfinedDir::open(path)?;
         if !self.roots.iter().any(|known| known == root.path()) {
             self.roots.push(root.path().to_owned());
         }
-        Ok(())
+        Ok(root.path().to_owned())
+    }
+
+    /// Opens the lists in the run roots of podman's stores, for a process that confines itself before
+    /// it searches containers. The environment is that of [`Places::find`]. A run root that cannot be
+    /// read is a reason for a warning.
+    pub fn open_run_lists(&mut self, environment: &Environment) {
+        if self.explicit {
+            self.run_roots = self.run_roots_of_explicit(environment);
+        }
+        for (root, run_roots) in &self.run_roots {
+            let owner = ConfinedDir::open(root).and_then(|root| root.owner());
+            let Ok(owner) = owner else { continue };
+            for run_root in run_roots {
+                match RunLists::open(run_root, owner) {
+                    Ok(Some(lists)) => self.run_lists.push((root.clone(), Arc::new(lists))),
+                    Ok(None) => (),
+                    Err(error) => self.skipped.push(error),
+                }
+            }
+        }
+    }
+
+    /// Returns the run roots of the store that the user names: the one that the user names, or those
+    /// of storage.conf if the store is there.
+    fn run_roots_of_explicit(&self, environment: &Environment) -> Vec<(PathBuf, Vec<PathBuf>)> {
+        let Some(root) = self.roots.first() else {
+            return Vec::new();
+        };
+        if let Some(run_root) = &environment.run_root {
+            return vec![(root.clone(), vec![run_root.clone()])];
+        }
+        let (mut candidates, _) = environment.candidates_and_problems();
+        candidates.retain(|candidate| {
+            let is_it = |found: ConfinedDir| found.path() == root;
+            !candidate.run_roots.is_empty() && ConfinedDir::open(&candidate.root).is_ok_and(is_it)
+        });
+        let run_roots = candidates.into_iter().map(|found| found.run_roots);
+        run_roots.map(|found| (root.clone(), found)).collect()
     }
 
     /// Returns a copy, without the reasons why places were skipped.
@@ -85,6 +131,8 @@ impl Places {
             others: self.others.clone(),
             pools: self.pools.clone(),
             namespace: self.namespace.clone(),
+            run_roots: self.run_roots.clone(),
+            run_lists: self.run_lists.clone(),
         }
     }
 
@@ -129,9 +177,11 @@ impl Places {
     pub(super) fn known(&self, root: &Path) -> Known {
         let mut pools = self.pools.iter();
         let pool = pools.find(|(path, _)| path == root);
+        let lists = self.run_lists.iter().filter(|(path, _)| path == root);
         Known {
             pool: pool.map(|(_, files)| Arc::clone(files)),
             namespace: self.namespace.clone(),
+            run_lists: lists.map(|(_, lists)| Arc::clone(lists)).collect(),
         }
     }
 

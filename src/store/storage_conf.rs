@@ -3,6 +3,7 @@
 //! ```toml
 //! [storage]
 //! graphroot = "/var/lib/containers/storage"
+//! runroot = "/run/containers/storage"
 //! imagestore = "/srv/images"
 //! rootless_storage_path = "$HOME/.local/share/containers/storage"
 //! [storage.options]
@@ -12,7 +13,9 @@
 //! alone if it is set, else `/etc/containers/storage.conf`, else
 //! `/usr/share/containers/storage.conf`. A plain user's own file
 //! (`$XDG_CONFIG_HOME/containers/storage.conf`) is read before those, and of the system's files
-//! only `rootless_storage_path` and the additional stores apply to plain users.
+//! only `rootless_storage_path` and the additional stores apply to plain users. A transient store
+//! (`transient_store = true`, or an option of podman) has the records of its containers in the run
+//! root. The file need not say so: the run root is looked at in any case.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -30,9 +33,27 @@ const LIMIT: u64 = 1 << 20;
 /// The places of stores that the files name, in the order in which podman looks for images.
 #[derive(Debug, Default)]
 pub(super) struct Configured {
-    pub(super) roots: Vec<PathBuf>,
+    pub(super) roots: Vec<PodmansPlace>,
+    /// The run root of the default place, if a file names one without a place of its own.
+    pub(super) default_run_root: Option<PathBuf>,
     /// The reasons why files could not be used.
     pub(super) problems: Vec<Error>,
+}
+
+/// A place of a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PodmansPlace {
+    pub(super) root: PathBuf,
+    pub(super) run_root: RunRoot,
+}
+
+/// The run root of a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RunRoot {
+    /// The store has images only.
+    None,
+    Default,
+    At(PathBuf),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -44,6 +65,7 @@ struct StorageConf {
 #[derive(Debug, Default, Deserialize)]
 struct Storage {
     graphroot: Option<String>,
+    runroot: Option<String>,
     imagestore: Option<String>,
     rootless_storage_path: Option<String>,
     #[serde(default)]
@@ -85,14 +107,42 @@ impl Configured {
     fn add(&mut self, file: &Path, environment: &Environment, whose: Whose) -> bool {
         match read(file) {
             Ok(None) => return false,
-            Ok(Some(conf)) => {
-                let roots = conf.storage.roots(whose);
-                let roots = roots.filter_map(|text| expand(text, environment));
-                self.roots.extend(roots);
-            }
+            Ok(Some(conf)) => self.add_all(&conf.storage, environment, whose),
             Err(error) => self.problems.push(error),
         }
         true
+    }
+
+    fn add_all(&mut self, storage: &Storage, environment: &Environment, whose: Whose) {
+        let expanded = |text: &String| expand(text, environment);
+        let images_only = |root: PathBuf| PodmansPlace {
+            root,
+            run_root: RunRoot::None,
+        };
+        match whose {
+            Whose::Callers => {
+                let run_root = storage.runroot.as_ref().and_then(expanded);
+                let image_store = storage.imagestore.as_ref().and_then(expanded);
+                self.roots.extend(image_store.map(images_only));
+                match (storage.graphroot.as_ref().and_then(expanded), run_root) {
+                    (Some(root), run_root) => self.roots.push(PodmansPlace {
+                        root,
+                        run_root: run_root.map_or(RunRoot::Default, RunRoot::At),
+                    }),
+                    (None, run_root) => self.default_run_root = run_root,
+                }
+            }
+            Whose::Systems => {
+                let root = storage.rootless_storage_path.as_ref().and_then(expanded);
+                self.roots.extend(root.map(|root| PodmansPlace {
+                    root,
+                    run_root: RunRoot::Default,
+                }));
+            }
+        }
+        let additional = storage.options.additionalimagestores.iter();
+        self.roots
+            .extend(additional.filter_map(expanded).map(images_only));
     }
 }
 
@@ -102,18 +152,6 @@ enum Whose {
     Callers,
     /// The caller is a plain user, and the file is the system's.
     Systems,
-}
-
-impl Storage {
-    fn roots(&self, whose: Whose) -> impl Iterator<Item = &str> {
-        let own = match whose {
-            Whose::Callers => [self.imagestore.as_ref(), self.graphroot.as_ref()],
-            Whose::Systems => [self.rootless_storage_path.as_ref(), None],
-        };
-        let all = own.into_iter().flatten();
-        let all = all.chain(&self.options.additionalimagestores);
-        all.map(String::as_str)
-    }
 }
 
 /// Reads a file; `None` if it does not exist.
@@ -129,12 +167,15 @@ fn read(path: &Path) -> Result<Option<StorageConf>> {
     let mut text = String::new();
     let read = file.take(LIMIT).read_to_string(&mut text);
     read.map_err(io)?;
-    let parsed: std::result::Result<StorageConf, toml::de::Error> = toml::from_str(&text);
-    let parsed = parsed.map_err(|error| Error::StorageConf {
+    parse(path, &text).map(Some)
+}
+
+fn parse(path: &Path, text: &str) -> Result<StorageConf> {
+    let parsed: std::result::Result<StorageConf, toml::de::Error> = toml::from_str(text);
+    parsed.map_err(|error| Error::StorageConf {
         path: path.to_owned(),
         reason: excerpt(error.message().as_bytes()),
-    });
-    parsed.map(Some)
+    })
 }
 
 /// Replaces `$HOME`, `$UID` and `$USER` in a path; `None` if a variable is not set or the result is

@@ -44,7 +44,9 @@ impl Stores {
     /// # Errors
     /// Those of [`Places::find`] and of [`Stores::open`].
     pub fn discover(explicit: Option<&Path>, environment: &Environment) -> Result<Self> {
-        Self::open(Places::find(explicit, environment)?)
+        let mut places = Places::find(explicit, environment)?;
+        places.open_run_lists(environment);
+        Self::open(places)
     }
 
     /// Opens the stores in these places. Having none is an error.

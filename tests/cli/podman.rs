@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use rustix::mount::UnmountFlags;
+use serde_json::{Value, json};
 use testkit::home::{Home, Outcome};
 use testkit::need;
 use testkit::need::{Needed, can_mount, has_tools};
@@ -244,6 +245,114 @@ fn images_of_additional_stores_and_on_their_layers() {
             .run(&["--root", &root, "mount", "-r", "derived:1", "mnt"])
             .failed(1, &["layers.json", "no such layer"]);
     }
+}
+
+/// Moves the records of a container and its layer into the run root, where podman since 4.4 keeps those
+/// of a transient store.
+fn make_transient(podman: &Podman, layer: &str) {
+    let home = &podman.home;
+    for (kind, key) in [("layers", "id"), ("containers", "layer")] {
+        let file = format!("overlay-{kind}/{kind}.json");
+        let records: Vec<Value> =
+            serde_json::from_slice(&fs::read(home.path("store").join(&file)).unwrap()).unwrap();
+        let (moved, kept): (Vec<Value>, Vec<Value>) =
+            records.into_iter().partition(|record| record[key] == layer);
+        assert_eq!(moved.len(), 1, "{kind}");
+        fs::write(home.path("store").join(&file), json!(kept).to_string()).unwrap();
+        let run = home.path("store-run").join(format!("overlay-{kind}"));
+        fs::create_dir_all(&run).unwrap();
+        let file = run.join(format!("volatile-{kind}.json"));
+        fs::write(file, json!(moved).to_string()).unwrap();
+    }
+}
+
+/// The containers of a transient store are recorded in the run root.
+#[test]
+fn containers_of_a_transient_store_are_found() {
+    let podman = need!(Podman::start("overlay"));
+    let home = &podman.home;
+    // The podman of Debian 12 has no transient stores: what it records is moved.
+    let option = if podman.shell("podman --help").contains("--transient-store") {
+        "--transient-store"
+    } else {
+        ""
+    };
+    let id = podman.shell(&format!(
+        "podman {option} create --name web localhost/app:1 /busybox
+        m=$(podman {option} mount web); rm -r $m/dir; echo new > $m/new; cp -a $m shown
+        podman {option} umount web >/dev/null"
+    ));
+    let id = id.lines().next().unwrap();
+    if option.is_empty() {
+        let layer = podman
+            .shell("podman inspect --type container --format '{{.GraphDriver.Data.UpperDir}}' web");
+        let layer = layer.trim().strip_suffix("/diff").unwrap();
+        make_transient(&podman, layer.rsplit_once('/').unwrap().1);
+    }
+    let lists = ["layers", "containers"];
+    let list = |kind: &str| format!("store-run/overlay-{kind}/volatile-{kind}.json");
+    assert!(lists.iter().all(|kind| home.path(&list(kind)).exists()));
+    let shown = podman.tree("shown");
+    let (root, run_root) = (home.text("store"), home.text("store-run"));
+    // The run root is that of storage.conf, also if the store is named.
+    for options in [&[][..], &["--root", &root], &["--runroot", &run_root]] {
+        for sandbox in ["auto", "off"] {
+            let sandbox = format!("sandbox={sandbox}");
+            let mount = ["mount", "-r", "-o", &sandbox, "--container", "web", "mnt"];
+            podman.run(&[options, &mount].concat()).ok();
+            assert_eq!(podman.tree("mnt"), shown, "{options:?} {sandbox}");
+            home.run(["umount", "mnt"]).ok();
+        }
+    }
+    let expected = "A /new\nD /dir\n";
+    assert_eq!(lines(&podman.run(&["diff", id]).ok()), lines(expected));
+    podman.run(&["export", "-q", "-o", "ours.tar", "web"]).ok();
+    podman.shell("mkdir ours; tar -C ours -xf ours.tar");
+    assert_eq!(podman.tree("ours"), shown);
+    assert_eq!(podman.run(&["cat", "web:/new"]).ok(), "new\n");
+    podman.run(&["commit", "-q", "web", "made:1"]).ok();
+    home.run(["mount", "-r", "made:1", "mnt"]).ok();
+    assert_eq!(podman.tree("mnt"), shown);
+    home.run(["umount", "mnt"]).ok();
+    // Images are those of other stores.
+    podman.run(&["images"]).ok();
+    podman
+        .run(&["verify", "localhost/app:1"])
+        .ok_with_progress();
+    // A store that no storage.conf names has the run root that the user names.
+    let elsewhere = |args: &[&str]| {
+        let mut command = home.command(testkit::program());
+        command.env("CONTAINERS_STORAGE_CONF", "/dev/null");
+        let args = [&["--root", &root][..], args].concat();
+        Outcome::from(command.args(args).output().unwrap())
+    };
+    elsewhere(&["diff", "web"]).failed(1, &["no container", "web"]);
+    let named = elsewhere(&["--runroot", &run_root, "diff", "web"]).ok();
+    assert_eq!(lines(&named), lines(expected));
+    // Damage is named, and does not concern images.
+    for kind in lists {
+        let file = home.path(&list(kind));
+        let good = fs::read(&file).unwrap();
+        fs::write(&file, "[").unwrap();
+        let failed = elsewhere(&["--runroot", &run_root, "diff", "web"]);
+        failed.failed(1, &[&format!("volatile-{kind}.json"), "line 1"]);
+        podman.run(&["inspect", "localhost/app:1"]).ok();
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
+        let failed = podman.run(&["diff", "web"]);
+        assert!(failed.stderr.contains("symlink"), "{failed:?}");
+        fs::remove_file(&file).unwrap();
+        fs::write(&file, good).unwrap();
+    }
+    // Nothing is taken from a run root of another user.
+    std::os::unix::fs::chown(home.path("store-run"), Some(12345), None).unwrap();
+    let failed = podman.run(&["diff", "web"]);
+    assert!(
+        failed.stderr.contains("belongs to user 12345"),
+        "{failed:?}"
+    );
+    assert!(failed.stderr.contains("no container"), "{failed:?}");
+    std::os::unix::fs::chown(home.path("store-run"), Some(0), None).unwrap();
 }
 
 #[test]

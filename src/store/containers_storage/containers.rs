@@ -9,7 +9,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{RawLayer, Records, list};
+use super::run_lists::Kind;
+use super::{RawLayer, Records, VOLATILE_CONTAINERS, list};
 use crate::oci::Digest;
 use crate::store::error::{Error, Result};
 use crate::store::imagedb;
@@ -33,9 +34,14 @@ impl Records {
         }
         let dir = format!("{}-containers", self.driver);
         let mut containers = HashMap::new();
-        for name in ["containers.json", "volatile-containers.json"] {
+        for name in ["containers.json", VOLATILE_CONTAINERS] {
             let records = list::<RawContainer>(&self.root, &Path::new(&dir).join(name))?;
             let records = records.into_iter().flatten();
+            containers.extend(records.map(|container| (container.id.clone(), container)));
+        }
+        for lists in &self.run_lists {
+            let records = lists.read::<RawContainer>(&self.driver, Kind::Containers)?;
+            let records = records.into_iter();
             containers.extend(records.map(|container| (container.id.clone(), container)));
         }
         Ok(self.containers.get_or_init(|| containers))

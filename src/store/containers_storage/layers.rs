@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::list;
+use super::run_lists::{Kind, RunLists};
+use super::{VOLATILE_LAYERS, list};
 use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::Result;
 
@@ -33,12 +34,20 @@ impl Layers {
     ///
     /// # Errors
     /// Those of reading a file, [`Error::Oci`](crate::store::Error::Oci) if it is not JSON.
-    pub(super) fn read(root: &Arc<ConfinedDir>, driver: &str) -> Result<Self> {
+    pub(super) fn read(
+        root: &Arc<ConfinedDir>,
+        driver: &str,
+        run_lists: &[Arc<RunLists>],
+    ) -> Result<Self> {
         let mut by_id = HashMap::new();
-        for name in ["layers.json", "volatile-layers.json"] {
+        for name in ["layers.json", VOLATILE_LAYERS] {
             let layers = list::<RawLayer>(root, &dir(driver).join(name))?;
             let layers = layers.into_iter().flatten();
             by_id.extend(layers.map(|layer| (layer.id.clone(), layer)));
+        }
+        for lists in run_lists {
+            let layers = lists.read::<RawLayer>(driver, Kind::Layers)?;
+            by_id.extend(layers.into_iter().map(|layer| (layer.id.clone(), layer)));
         }
         let root = root.clone();
         Ok(Self { root, by_id })

@@ -10,6 +10,7 @@
 //! <driver>-containers/containers.json           [{"id", "names", "image", "layer"}]
 //! <driver>-containers/volatile-containers.json  more of them; may be absent
 //! ```
+//! In a transient store the two volatile lists are in the run root, see [`run_lists`].
 //! (containers/storage, images.go, layers.go and containers.go; docs/containers-storage-layers.md.)
 //! A layer's ID is not a digest. The directories are those of overlay2 and vfs. Images may lie on
 //! layers of additional stores (`additionalimagestores` of storage.conf), which have the same
@@ -17,6 +18,9 @@
 
 mod containers;
 mod layers;
+mod run_lists;
+
+pub(crate) use run_lists::RunLists;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -40,6 +44,9 @@ use crate::oci::{Digest, json};
 /// The size limit of images.json or layers.json, in bytes.
 const LIMIT: u64 = 64 << 20;
 
+const VOLATILE_LAYERS: &str = "volatile-layers.json";
+const VOLATILE_CONTAINERS: &str = "volatile-containers.json";
+
 #[derive(Debug, Deserialize)]
 struct RawImage {
     id: String,
@@ -62,11 +69,17 @@ pub(crate) struct Records {
     layers: Vec<Arc<Layers>>,
     /// The containers; read when they are first needed.
     containers: OnceLock<HashMap<String, RawContainer>>,
+    /// The lists of the store's run roots.
+    run_lists: Vec<Arc<RunLists>>,
 }
 
 impl Records {
     /// Reads the records of a driver; `None` if the root has none.
-    pub(crate) fn open(root: &Arc<ConfinedDir>, driver: &str) -> Result<Option<Self>> {
+    pub(crate) fn open(
+        root: &Arc<ConfinedDir>,
+        driver: &str,
+        run_lists: &[Arc<RunLists>],
+    ) -> Result<Option<Self>> {
         let images_dir = PathBuf::from(format!("{driver}-images"));
         let images_json = images_dir.join("images.json");
         let Some(images) = list::<RawImage>(root, &images_json)? else {
@@ -82,8 +95,9 @@ impl Records {
             images_dir,
             by_id: images.iter().map(|(id, _)| *id).zip(0..).collect(),
             images,
-            layers: vec![Arc::new(Layers::read(root, driver)?)],
+            layers: vec![Arc::new(Layers::read(root, driver, run_lists)?)],
             containers: OnceLock::new(),
+            run_lists: run_lists.to_vec(),
         }))
     }
 
@@ -267,6 +281,11 @@ fn list<T: DeserializeOwned>(root: &ConfinedDir, file: &Path) -> Result<Option<V
     let Some(bytes) = root.read(file, LIMIT)? else {
         return Ok(None);
     };
-    let records: Option<Vec<T>> = json::parse(&root.full(file), &bytes)?;
-    Ok(Some(records.unwrap_or_default()))
+    parse(&root.full(file), &bytes).map(Some)
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<Vec<T>> {
+    // Go writes an empty list as null.
+    let records: Option<Vec<T>> = json::parse(path, bytes)?;
+    Ok(records.unwrap_or_default())
 }
