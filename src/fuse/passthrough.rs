@@ -6,9 +6,10 @@
 //! inode is open, all its opens are passed through to one registered file, or none is. So the first
 //! open decides, the others follow, and the decision ends with the last RELEASE. A file of a lower
 //! on a writable mount is not passed through: programs that have it open must see the changes of a
-//! later writer.
+//! later writer. The exception is a file from which a program runs ([`Mode::Run`]): the kernel
+//! lets nobody write it (ETXTBSY), so all mounts of the layer share its pages.
 //!
-//! Locks: one shard of the table. It is not held during a system call, except the call that closes
+//! Locks: one shard of a table. It is not held during a system call, except the call that closes
 //! a registration.
 
 use std::io;
@@ -121,6 +122,10 @@ impl Drop for Registered {
 #[derive(Debug)]
 enum Mode {
     Passed(Registered),
+    /// Passed through to the file of a lower, because the first open was to execute it. Opens for
+    /// writing fail with ETXTBSY until the last RELEASE. While a program runs, the kernel refuses
+    /// them itself.
+    Run(Registered),
     /// Through the kernel's page cache and the server. `keep` says whether the pages outlive an
     /// open.
     Cached {
@@ -146,6 +151,25 @@ pub(super) struct Opens {
     /// kernel looked them up. The value says whether the kernel may have received attributes with a
     /// lifetime since then.
     mapped: DashMap<Ino, AtomicBool>,
+    /// Inodes that are being copied up for a writer, with the number of such requests.
+    written: DashMap<Ino, u64>,
+}
+
+/// A request that opens a file for writing or changes its data. Until it is dropped, no open to
+/// execute the file is passed through to a lower.
+#[derive(Debug)]
+pub(super) struct Writing {
+    opens: Arc<Opens>,
+    ino: Ino,
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.opens.written.remove_if_mut(&self.ino, |_, requests| {
+            *requests -= 1;
+            *requests == 0
+        });
+    }
 }
 
 impl Opens {
@@ -155,7 +179,31 @@ impl Opens {
             device: Arc::clone(device),
             open: DashMap::new(),
             mapped: DashMap::new(),
+            written: DashMap::new(),
         }
+    }
+
+    /// Begins an open for writing, or a change of the data by name. This comes before anything is
+    /// changed.
+    ///
+    /// # Errors
+    /// ETXTBSY if the file is passed through to a lower because a program ran from it.
+    pub(super) fn write(
+        self: &Arc<Self>,
+        union: &Union,
+        ino: Ino,
+    ) -> union::Result<Option<Writing>> {
+        // The order matters: `count` looks for this before it adds the entry that is checked here.
+        let writing = union.needs_copy_up(ino).then(|| {
+            *self.written.entry(ino).or_default() += 1;
+            let opens = Arc::clone(self);
+            Writing { opens, ino }
+        });
+        let runs = |open: &Open| matches!(open.mode, Mode::Run(_));
+        if self.open.get(&ino).is_some_and(|open| runs(&open)) {
+            return Err(Errno::TXTBSY.into());
+        }
+        Ok(writing)
     }
 
     /// Whether files can be registered. A real file is tried.
@@ -213,15 +261,26 @@ impl Opens {
         let known = self.open.get_mut(&ino).map(|mut open| open.add(kind));
         let out = match known {
             Some(out) => out,
-            None => {
-                let mode = self.choose(union, ino, caching)?;
+            None => loop {
+                let mode = self.choose(union, ino, caching, kind)?;
                 match self.open.entry(ino) {
                     // Another thread was faster. Both looked at the same inode; the first one
                     // decides.
-                    Entry::Occupied(mut open) => open.get_mut().add(kind),
-                    Entry::Vacant(place) => place.insert(Open::new(mode)).add(kind),
+                    Entry::Occupied(mut open) => break open.get_mut().add(kind),
+                    Entry::Vacant(place) => {
+                        if matches!(mode, Mode::Run(_)) {
+                            // A writer that comes after these two checks finds the entry.
+                            if self.written.contains_key(&ino) {
+                                return Err(Errno::TXTBSY.into());
+                            }
+                            if !union.needs_copy_up(ino) {
+                                continue;
+                            }
+                        }
+                        break place.insert(Open::new(mode)).add(kind);
+                    }
                 }
-            }
+            },
         };
         let passed = out.flags & FOPEN_PASSTHROUGH != 0;
         let maps = passed && kind & MAPPER != 0;
@@ -250,7 +309,7 @@ impl Opens {
         true
     }
 
-    fn choose(&self, union: &Union, ino: Ino, caching: Caching) -> union::Result<Mode> {
+    fn choose(&self, union: &Union, ino: Ino, caching: Caching, kind: u64) -> union::Result<Mode> {
         // The kernel keeps no pages of a file that may change without its knowledge.
         let cached = Mode::Cached { keep: false };
         // A mapping that is passed through could change the data.
@@ -259,7 +318,7 @@ impl Opens {
         }
         let backing = match union.backing(ino) {
             Ok(Some(backing)) => backing,
-            Ok(None) => return Ok(Mode::Cached { keep: true }),
+            Ok(None) => return Ok(self.program(union, ino, kind)),
             // The purpose of the open may still be possible, for example to execute the file.
             Err(error) if is_passing(error.errno()) => {
                 tracing::debug!(ino, %error, "not passed through");
@@ -277,6 +336,24 @@ impl Opens {
                 Ok(cached)
             }
         }
+    }
+
+    /// Chooses for a file of a lower that a write would copy up.
+    fn program(&self, union: &Union, ino: Ino, kind: u64) -> Mode {
+        let cached = Mode::Cached { keep: true };
+        if kind & (EXECUTOR | WRITER) != EXECUTOR {
+            return cached;
+        }
+        let file = match union.program(ino) {
+            Ok(Some(file)) => file,
+            Ok(None) => return cached,
+            Err(error) => {
+                tracing::debug!(ino, %error, "program not passed through");
+                return cached;
+            }
+        };
+        // A lower on a file system that is stacked too deep is refused.
+        Registered::new(&self.device, &file).map_or(cached, Mode::Run)
     }
 
     /// Ends an open with this `fh`.
@@ -360,10 +437,10 @@ impl Open {
             // The kernel opens the registered file with the flags of this open, and does not notice
             // when fcntl(2) removes these two. So the server handles reads and writes, with the
             // flags of the moment. Mappings are passed through.
-            Mode::Passed(registered) if fh & CHANGEABLE != 0 => {
+            Mode::Passed(registered) | Mode::Run(registered) if fh & CHANGEABLE != 0 => {
                 (FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO, registered.id)
             }
-            Mode::Passed(registered) => (FOPEN_PASSTHROUGH, registered.id),
+            Mode::Passed(registered) | Mode::Run(registered) => (FOPEN_PASSTHROUGH, registered.id),
             Mode::Cached { keep: true } => (FOPEN_KEEP_CACHE, 0),
             Mode::Cached { keep: false } => (0, 0),
         };

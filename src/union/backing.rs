@@ -3,7 +3,8 @@
 //!
 //! A returned file stays the file of its inode as long as the inode is known. It is a file that the
 //! upper has with all of its data, or any file of a union that cannot be written, whose lowers are
-//! sealed. It is never a lower file that a later write would copy up.
+//! sealed. It is never a lower file that a later write would copy up, with one exception: a file
+//! from which a program is about to run ([`Union::program`]). The kernel lets nobody write it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -61,6 +62,22 @@ impl Union {
         };
         let data = self.stack.data_fd(&inode, access)?;
         Ok(Some(Backing(data)))
+    }
+
+    /// Returns the file of a lower from which a program is about to run. `None` if the upper has a
+    /// copy, or if lowers are not sealed. The caller makes sure that nobody writes `ino` as long as
+    /// it uses the file.
+    ///
+    /// # Errors
+    /// ESTALE; EISDIR or EINVAL if it is not a regular file; else those of open(2).
+    pub fn program(&self, ino: Ino) -> Result<Option<Backing>> {
+        let inode = self.names.regular(ino)?;
+        if !self.stack.is_sealed() {
+            return Ok(None);
+        }
+        let data = self.stack.data_fd(&inode, Access::Read)?;
+        // It is a file of the upper if the file was copied up meanwhile.
+        Ok((!inode.is_copied_up()).then_some(Backing(data)))
     }
 
     /// Copies `ino` up for an open for writing with these `O_` flags.

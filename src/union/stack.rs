@@ -71,6 +71,9 @@ impl Stack {
         } else {
             Seal::Never
         };
+        // A sandbox has the lowers in such mounts anyway.
+        let mut lowers = spec.lowers.iter().chain(&spec.data_only);
+        let sealed = options.sealed || lowers.all(|lower| lower.dir.is_sealed());
         let layers = Layers::open(spec, seal, Arc::clone(&fds))?;
         let upper = match &spec.upper {
             Some(spec) => Some(open_upper(spec)?),
@@ -90,7 +93,7 @@ impl Stack {
             fds,
             topology: RwLock::new(()),
             name_max: 255,
-            sealed: options.sealed,
+            sealed,
             noatime: options.noatime,
             is_quiet: spec.upper.as_ref().is_some_and(|u| u.layer.dir.is_quiet()),
             owners: options.owners.clone(),
@@ -174,7 +177,8 @@ impl Stack {
         self.name_max
     }
 
-    /// Whether files of the lowers may be passed to the kernel ([`Options::sealed`]).
+    /// Whether files of the lowers may be passed to the kernel: they are in private mounts, of a
+    /// sandbox or because of [`Options::sealed`].
     pub fn is_sealed(&self) -> bool {
         self.sealed
     }

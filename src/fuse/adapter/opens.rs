@@ -41,6 +41,10 @@ impl Adapter {
         let notices = Arc::clone(&self.notices);
         let table = Arc::clone(&opens);
         let open = move |union: &Union| {
+            let _writing = match writes {
+                true => table.write(union, ino.0)?,
+                false => None,
+            };
             match (truncate, writes) {
                 (true, _) => with_loss(&*notices, context, set_id, |loss| {
                     union.open_truncated(ino.0, loss.copied())

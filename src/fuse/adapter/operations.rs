@@ -85,9 +85,17 @@ impl Operations for Adapter {
             change.drops_set_id |= unsaid_bits(context) == SetIdBits::Dropped;
         }
         let (opens, notices) = (self.opens.clone(), Arc::clone(&self.notices));
+        let table = opens.clone();
         self.attempt(
             Work::slow_if(self.union.needs_copy_up(ino.0)),
-            move |union| union.setattr(&caller(context), ino.0, &change),
+            move |union| {
+                // A program may have run from the file, and others may still have it open.
+                let _writing = match (&table, change.size) {
+                    (Some(table), Some(_)) => table.write(union, ino.0)?,
+                    _ => None,
+                };
+                union.setattr(&caller(context), ino.0, &change)
+            },
             move |result| {
                 if result.is_err() {
                     // The parts before the error have been done, so the attributes that the kernel

@@ -4,8 +4,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use testkit::fixture::Fixture;
 use testkit::layers::{self, Form};
@@ -13,6 +13,9 @@ use testkit::mount::{Fs, poll};
 use testkit::need::has_uring;
 use testkit::task::{Task, bind, tasks};
 use testkit::{need, need_mounts};
+
+/// Held by each test.
+static ALONE: Mutex<()> = Mutex::new(());
 
 fn gives_way(task: &Task) -> bool {
     task.policy == libc::SCHED_IDLE
@@ -103,6 +106,7 @@ fn begins_ends_and_starves_nobody(fs: &Fs, name: &str) {
 #[test]
 fn threads_of_rings() {
     need_mounts!();
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     need!(has_uring());
     begins_ends_and_starves_nobody(&Fs::Unionfs("transport=uring"), "unionfs-cpu");
 }
@@ -110,6 +114,7 @@ fn threads_of_rings() {
 #[test]
 fn workers() {
     need_mounts!();
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     begins_ends_and_starves_nobody(&Fs::Unionfs("transport=classic"), "unionfs-0");
 }
 
@@ -117,6 +122,7 @@ fn workers() {
 #[test]
 fn workers_follow_one_caller_but_not_two() {
     need_mounts!();
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let fs = Fs::Unionfs("transport=classic");
     let f = Fixture::with(&fs, &layers::standard(), Form::Kernel, true);
     let server = f.mounted().servers()[0];
