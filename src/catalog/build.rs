@@ -157,6 +157,9 @@ fn walk(
             return Err(Error::Stopped);
         }
     }
+    if !builder.report(step) {
+        return Err(Error::Stopped);
+    }
     let counts = builder.counts;
     let finished = builder
         .writer

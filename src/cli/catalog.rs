@@ -13,7 +13,7 @@ use super::environment;
 use super::error::Usage;
 use super::options::{CatalogChoice, MountOptions};
 use super::output::{Table, one_line, print, print_json, size};
-use super::progress::Work;
+use super::progress::{ON_TERMINAL, ProgressArgs, Unit, Verb, Work, verb};
 use unionfs::catalog::{self, Label, directory};
 use unionfs::image_mounts::{ImageCatalogs, MountCatalog, label_of_image};
 use unionfs::layer::{LayerSpec, StackSpec};
@@ -44,10 +44,10 @@ pub(super) struct Args {
 enum Command {
     /// Build the catalog of an image; an existing one is replaced
     #[command(after_help = "Example:\n  unionfs catalog build myapp:2")]
-    Build(What),
+    Build(Long),
     /// Compare a catalog with the layers, name by name
     #[command(after_help = "Example:\n  unionfs catalog verify myapp:2")]
-    Verify(What),
+    Verify(Long),
     /// Remove the catalog of an image; mounts continue to use it
     #[command(after_help = "Example:\n  unionfs catalog rm myapp:2")]
     Rm(What),
@@ -69,6 +69,23 @@ struct What {
     json: bool,
     #[command(flatten)]
     sandbox: SandboxArgs,
+}
+
+/// The arguments of what takes long.
+#[derive(Debug, clap::Args)]
+#[command(mut_arg("progress", |arg| arg.help(ON_TERMINAL)))]
+struct Long {
+    #[command(flatten)]
+    what: What,
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+impl Long {
+    fn work(&self, verb: Verb) -> Work {
+        let name = self.what.what.to_string_lossy();
+        self.progress.work_on(&name, Unit::Names, verb)
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -177,9 +194,10 @@ struct BuildReport {
     bytes: u64,
 }
 
-fn build(what: &What, root: Option<&Path>) -> anyhow::Result<()> {
+fn build(args: &Long, root: Option<&Path>) -> anyhow::Result<()> {
+    let what = &args.what;
     let target = target(what, root, Missing::Make)?;
-    let work = Work::in_names();
+    let work = args.work(verb("building", "built"));
     let built = catalog::build(&target.stack, &target.label, &target.path, &mut |step| {
         work.show(step);
         true
@@ -226,7 +244,8 @@ struct DifferenceRow {
     what: &'static str,
 }
 
-fn verify(what: &What, root: Option<&Path>) -> anyhow::Result<()> {
+fn verify(args: &Long, root: Option<&Path>) -> anyhow::Result<()> {
+    let what = &args.what;
     let target = target(what, root, Missing::Leave)?;
     let mut report = VerifyReport {
         path: target.path.to_string_lossy().into_owned(),
@@ -235,7 +254,7 @@ fn verify(what: &What, root: Option<&Path>) -> anyhow::Result<()> {
     };
     match catalog::open(&target.path) {
         Ok(view) if view.verify() && view.walk().is_ok() => {
-            let work = Work::in_names();
+            let work = args.work(verb("comparing", "compared"));
             let mut show = |step: Progress<'_, ()>| work.show(step);
             match catalog::compare(&target.stack, &target.path, SHOWN, &mut show)? {
                 Ok(found) => report.differences = found.iter().map(DifferenceRow::new).collect(),

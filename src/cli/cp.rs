@@ -13,12 +13,14 @@ use super::command_sandbox::SandboxArgs;
 use super::cp_target::{Owners, Target};
 use super::error::Usage;
 use super::named_tree::{InTree, Opening};
+use super::progress::{ON_TERMINAL, ProgressArgs, Unit, Work, verb};
 use unionfs::changes::{self, LastLink, Node, Tree};
+use unionfs::progress::Counted;
 use unionfs::union::FileKind;
 
 /// Copy files out of an image, container or layer, without a mount
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(mut_arg("progress", |arg| arg.help(ON_TERMINAL)), after_help = "\
 Examples:
   unionfs cp myapp:2:/etc/os-release .
   unionfs cp -a myapp:2:/srv/. /tmp/srv
@@ -48,9 +50,8 @@ pub(super) struct Args {
     /// Follow a symlink that is the last name of SOURCE
     #[arg(long, short = 'L')]
     follow_link: bool,
-    /// Print nothing, as always
-    #[arg(long, short = 'q', hide = true)]
-    quiet: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
     #[command(flatten)]
     sandbox: SandboxArgs,
 }
@@ -85,8 +86,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     };
     let failed = || format!("cannot copy from {name}");
     let node = tree.find(&path, last).with_context(failed)?;
+    let what = args.source.to_string_lossy();
+    let work = (args.progress).work_on(&what, Unit::Bytes, verb("copying", "copied"));
     let Some(target) = target else {
-        return tar(&tree, node, &path);
+        return tar(&tree, node, &path, work);
     };
     let owners = if args.archive {
         Owners::Kept
@@ -94,7 +97,11 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         Owners::Caller
     };
     let place = target.place(&node, &path)?;
-    place.copy(node, owners).with_context(failed)
+    place
+        .copy(node, owners, &|count| work.advance(count))
+        .with_context(failed)?;
+    work.done();
+    Ok(())
 }
 
 /// Returns the name of the copy: the last name of the path, as it was written; `None` for the
@@ -109,14 +116,20 @@ pub(super) fn copy_name<'p>(path: &'p [u8], node: &Node<'_>) -> Option<&'p OsStr
     name.map(OsStr::from_bytes)
 }
 
-fn tar(tree: &Tree, node: Node<'_>, path: &[u8]) -> anyhow::Result<()> {
+fn tar(tree: &Tree, node: Node<'_>, path: &[u8], work: Work) -> anyhow::Result<()> {
     let name = copy_name(path, &node).map_or(&b""[..], OsStr::as_bytes);
-    let mut out = BufWriter::new(io::stdout().lock());
+    let out = BufWriter::new(io::stdout().lock());
+    let mut out = Counted::new(out, |count| work.advance(count));
     match tree.pack_below(node, name, &mut out) {
         // The reader of the pipe has closed it.
         Err(changes::Error::Write { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
             Ok(())
         }
-        packed => Ok(packed?),
+        packed => {
+            packed?;
+            drop(out);
+            work.done();
+            Ok(())
+        }
     }
 }

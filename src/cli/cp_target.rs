@@ -125,8 +125,10 @@ struct Open {
 }
 
 /// A copy under way.
-struct Copying {
+struct Copying<'c> {
     owners: Owners,
+    /// Called with the number of bytes that were copied.
+    passed: &'c dyn Fn(u64),
     /// The name of the copy in the first directory; empty if the content goes into it.
     start: PathBuf,
     /// The directories on the current path.
@@ -139,10 +141,17 @@ struct Copying {
 }
 
 impl Place {
-    /// Copies a file with everything below it.
-    pub(super) fn copy(self, node: Node<'_>, owners: Owners) -> anyhow::Result<()> {
+    /// Copies a file with everything below it. `passed` is called with the number of bytes of each
+    /// step.
+    pub(super) fn copy(
+        self,
+        node: Node<'_>,
+        owners: Owners,
+        passed: &dyn Fn(u64),
+    ) -> anyhow::Result<()> {
         let mut copying = Copying {
             owners,
+            passed,
             start: self.name.clone().unwrap_or_default().into(),
             dirs: vec![Open {
                 fd: self.dir,
@@ -189,7 +198,7 @@ fn shown(path: &[u8]) -> String {
     format!("/{}", String::from_utf8_lossy(path))
 }
 
-impl Copying {
+impl Copying<'_> {
     fn here(&self) -> io::Result<BorrowedFd<'_>> {
         let open = self.dirs.last().ok_or(io::ErrorKind::NotFound)?;
         Ok(open.fd.as_fd())
@@ -361,6 +370,7 @@ impl Copying {
                 file.write_all_at(data, offset)?;
             }
             offset += read as u64;
+            (self.passed)(read as u64);
         }
         file.set_len(offset)?;
         (&file).flush()?;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::command_sandbox::{Missing, SandboxArgs};
+use super::error::Usage;
+use super::filters::{Condition as _, DfFilter, Kind, Resolved};
 use super::images::complain;
 use super::output::{Cut, Table, print, print_json, size};
 use super::rows::{Field, RowArgs, Rows, field};
@@ -19,12 +21,20 @@ use unionfs::store::{Image, Listing, Stores, Writable};
 Examples:
   unionfs df
   unionfs df --format 'table {{.Name}}\\t{{.Own}}'
+  unionfs df --filter kind=image --filter 'reference=sample*'
   unionfs df --json | jq '.images[] | {id, own}'
 
 SIZE counts all layers of an image, SHARED the layers that other images use too, OWN the bytes that
 are freed when the image is removed. The total counts each layer once.
+Filters: kind=image|layer|changes, name=NAME (of a read-write layer, or the ID of changes), and for
+images reference=PATTERN, label=NAME[=VALUE], label!=NAME[=VALUE], before=IMAGE, since=IMAGE,
+until=TIME, dangling=true|false, store=unionfs|docker|podman|containerd|ROOT. All must fit; the totals
+are those of the rows.
 Fields of --format: Kind (image, read-write layer or changes), Name, ID, Image, Size, Shared, Own, Root.")]
 pub(super) struct Args {
+    /// Show only images and layers that fit; may be repeated
+    #[arg(long, short = 'f', value_name = "KEY=VALUE", value_parser = DfFilter::parse)]
+    filter: Vec<DfFilter>,
     #[command(flatten)]
     rows: RowArgs,
     /// Print JSON: sizes in bytes
@@ -106,12 +116,23 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let own = cage.read_own(root).ok().flatten();
     let stores = cage.enter_with_stores(places)?;
     let mut listing = stores.images();
-    let named = named(&stores, &mut listing);
-    let unnamed = unnamed(&stores);
+    let fits = |kind, key: &str| {
+        let mut filters = args.filter.iter();
+        filters.all(|filter| filter.fits_layer(kind, key))
+    };
+    let named = named(&stores, &mut listing, |name| {
+        fits(Kind::ReadWriteLayer, name)
+    });
+    let unnamed = unnamed(&stores, |id| fits(Kind::Changes, id));
+    let filters = of_images(&args.filter, &listing)?;
     let shown: Vec<&Image> = listing
         .images
         .iter()
         .filter(|image| !listing.is_intermediate(image))
+        .filter(|image| {
+            let mut filters = filters.iter();
+            filters.all(|filter| filter.as_ref().is_some_and(|filter| filter.fits(image)))
+        })
         .collect();
     let layers: HashMap<(&PathBuf, &str, Digest), u64> = shown
         .iter()
@@ -142,10 +163,24 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     complain(&listing)
 }
 
-fn named(stores: &Stores, listing: &mut Listing) -> Vec<NamedRow> {
+/// Returns the conditions on images. `None`: no image fits.
+fn of_images<'f>(
+    filters: &'f [DfFilter],
+    listing: &Listing,
+) -> Result<Vec<Option<Resolved<'f>>>, Usage> {
+    let resolved = filters.iter().filter_map(|filter| match filter {
+        DfFilter::Image(filter) => Some(filter.resolve(listing).map(Some)),
+        DfFilter::Kind(Kind::Image) => None,
+        DfFilter::Kind(Kind::ReadWriteLayer | Kind::Changes) | DfFilter::Name(_) => Some(Ok(None)),
+    });
+    resolved.collect()
+}
+
+fn named(stores: &Stores, listing: &mut Listing, fits: impl Fn(&str) -> bool) -> Vec<NamedRow> {
     let mut rows = Vec::new();
     for named in stores.named() {
         match named {
+            Ok((_, named)) if !fits(&named.name) => {}
             Ok((store, named)) => rows.push(NamedRow {
                 size: store.named_usage(&named),
                 name: named.name,
@@ -158,8 +193,10 @@ fn named(stores: &Stores, listing: &mut Listing) -> Vec<NamedRow> {
     rows
 }
 
-fn unnamed(stores: &Stores) -> Vec<UnnamedRow> {
-    let rows = stores.unnamed().into_iter().map(|layer| UnnamedRow {
+fn unnamed(stores: &Stores, fits: impl Fn(&str) -> bool) -> Vec<UnnamedRow> {
+    let layers = stores.unnamed().into_iter();
+    let fitting = layers.filter(|layer| fits(&layer.id));
+    let rows = fitting.map(|layer| UnnamedRow {
         size: layer.disk_usage(),
         path: layer.diff().to_string_lossy().into_owned(),
         image: layer.origin.map(|origin| origin.image_name),
@@ -186,7 +223,7 @@ fn rows(report: &Report, args: &RowArgs) -> Rows {
     let none = || "-".to_owned();
     for row in &report.images {
         rows.row([
-            "image".to_owned(),
+            Kind::Image.name().to_owned(),
             names(row),
             id(row, args),
             names(row),
@@ -198,7 +235,7 @@ fn rows(report: &Report, args: &RowArgs) -> Rows {
     }
     for row in &report.named {
         rows.row([
-            "read-write layer".to_owned(),
+            Kind::ReadWriteLayer.name().to_owned(),
             row.name.clone(),
             row.name.clone(),
             row.image.clone(),
@@ -210,7 +247,7 @@ fn rows(report: &Report, args: &RowArgs) -> Rows {
     }
     for row in &report.unnamed {
         rows.row([
-            "changes".to_owned(),
+            Kind::Changes.name().to_owned(),
             "-".to_owned(),
             if args.no_trunc {
                 row.id.clone()

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::archive_names;
 use super::candidates;
 use super::command_sandbox::SandboxArgs;
+use super::filters::{Condition as _, StepFilter};
 use super::output::{Cut, print_json, shortened, size};
 use super::rows::{Field, RowArgs, Rows, field};
 use super::times;
@@ -16,12 +17,18 @@ use unionfs::store::HistoryRow;
 Examples:
   unionfs history myapp:2
   unionfs history --format '{{.Size}} {{.CreatedBy}}' --no-trunc myapp:2
+  unionfs history --filter empty=false --filter created-by=COPY myapp:2
 
+Filters: created-by=TEXT, comment=TEXT (a part of it), empty=true|false (whether the step made no
+layer), since=TIME, until=TIME (a duration such as 24h, a day, or RFC 3339). All must fit.
 Fields of --format: ID, CreatedSince, CreatedAt, CreatedBy, Size, Comment.")]
 pub(super) struct Args {
     /// The image: name, ID or ID prefix
     #[arg(add = candidates::images())]
     image: String,
+    /// Show only steps that fit; may be repeated
+    #[arg(long, short = 'f', value_name = "KEY=VALUE", value_parser = StepFilter::parse)]
+    filter: Vec<StepFilter>,
     #[command(flatten)]
     rows: RowArgs,
     /// Print JSON: sizes in bytes
@@ -37,7 +44,8 @@ const COMMAND: usize = 60;
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
     let stores = args.sandbox.stores("history", root)?;
-    let steps = stores.find(&image)?.history();
+    let mut steps = stores.find(&image)?.history();
+    steps.retain(|step| args.filter.iter().all(|filter| filter.fits(step)));
     if args.json {
         return print_json(&steps);
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::command_sandbox::SandboxArgs;
 use super::digest_names::shown;
-use super::filters::{Filter, NamePattern, Resolved};
+use super::filters::{Condition as _, ImageFilter, NamePattern, Resolved};
 use super::output::{Cut, print_json, size};
 use super::rows::{Field, RowArgs, Rows, field};
 use super::{times, warn};
@@ -34,8 +34,8 @@ pub(super) struct Args {
     #[arg(long, short = 'a')]
     all: bool,
     /// Show only images that fit; may be repeated
-    #[arg(long, short = 'f', value_name = "KEY=VALUE", value_parser = Filter::parse)]
-    filter: Vec<Filter>,
+    #[arg(long, short = 'f', value_name = "KEY=VALUE", value_parser = ImageFilter::parse)]
+    filter: Vec<ImageFilter>,
     /// Show the digests that registries gave
     #[arg(long)]
     digests: bool,
@@ -98,7 +98,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
     let filters = args.filter.iter().map(|filter| filter.resolve(&listing));
     let mut filters = filters.collect::<Result<Vec<_>, _>>()?;
-    let pattern = args.pattern.clone().map(Filter::Reference);
+    let pattern = args.pattern.clone().map(ImageFilter::Reference);
     filters.extend(pattern.iter().map(Resolved::Other));
     let shown: Vec<&Image> = listing
         .images

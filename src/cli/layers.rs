@@ -7,6 +7,7 @@ use anyhow::bail;
 use super::archive_names;
 use super::candidates;
 use super::command_sandbox::SandboxArgs;
+use super::filters::{Condition as _, FittingLayers, LayerFilter};
 use super::output::{Cut, print_json, size};
 use super::rows::{Field, RowArgs, Rows, field};
 use super::warn;
@@ -20,13 +21,20 @@ Examples:
   unionfs layers            all layers, each below its parent
   unionfs layers myapp:2    the layers of one image
   unionfs layers --format '{{.ID}} {{.Path}}' myapp:2
+  unionfs layers --filter shared=true --filter reference='sample*'
 
+Filters: reference=PATTERN, label=NAME[=VALUE], label!=NAME[=VALUE], before=IMAGE, since=IMAGE,
+until=TIME, dangling=true|false and store=unionfs|docker|podman|containerd|ROOT show the layers of
+the images that fit; shared=true|false those that several images have, or one. All must fit.
 Fields of --format: Layer (with the lines of the tree), ID, DiffID, Parent, Size, Images, TopOf, Root,
 Path.")]
 pub(super) struct Args {
     /// Show only the layers of this image: name, ID or ID prefix
     #[arg(add = candidates::images())]
     image: Option<String>,
+    /// Show only layers that fit; may be repeated
+    #[arg(long, short = 'f', value_name = "KEY=VALUE", value_parser = LayerFilter::parse)]
+    filter: Vec<LayerFilter>,
     #[command(flatten)]
     rows: RowArgs,
     /// Print JSON: sizes in bytes
@@ -41,7 +49,11 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let image = args.image.as_deref().map(resolve).transpose()?;
     let stores = args.sandbox.stores("layers", root)?;
     let image = image.map(|name| stores.find(&name)).transpose()?;
-    let tree = stores.layers(image.as_ref());
+    let mut tree = stores.layers(image.as_ref());
+    if !args.filter.is_empty() {
+        let images = stores.images();
+        FittingLayers::find(&args.filter, &images, image.as_ref())?.retain(&mut tree.nodes);
+    }
     if args.json {
         print_json(&tree.nodes)?;
     } else {

@@ -38,6 +38,14 @@ pub(super) fn of_changes(root: Option<&Path>) -> anyhow::Result<Writable> {
     }
 }
 
+/// As [`existing`], but a directory with changes of mounts without a name is enough.
+pub(super) fn existing_or_changes(root: Option<&Path>) -> anyhow::Result<Option<Writable>> {
+    match existing(root)? {
+        None if !UnnamedLayer::all(&place(root)?)?.is_empty() => open(root).map(Some),
+        found => Ok(found),
+    }
+}
+
 /// As [`open`], but makes nothing.
 pub(super) fn existing(root: Option<&Path>) -> anyhow::Result<Option<Writable>> {
     Ok(Writable::existing(&place(root)?)?)

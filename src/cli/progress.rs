@@ -25,6 +25,10 @@ const LINE_OF_UNKNOWN: &str = "{prefix} {msg:11} {spinner} {at} {rate}";
 const LINE_IDLE: &str = "{prefix} {msg}";
 const NAMES: &str = "{spinner} {pos} names";
 
+/// The help of `--progress` for commands that show [`Work`].
+pub(super) const ON_TERMINAL: &str = "Show progress on stderr: tty (a redrawn line), plain (a line for \
+    each step), json (an object in a line for each event), quiet [default: tty on a terminal, else quiet]";
+
 /// The options that decide how progress is shown.
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct ProgressArgs {
@@ -70,6 +74,26 @@ impl ProgressArgs {
         match (json, self.progress) {
             (Json::Printed, None) => Items::with(Display::Nothing, verb),
             _ => self.items(verb),
+        }
+    }
+
+    /// Returns a display of work whose items the library names. Without the option it shows something
+    /// only on a terminal ([`ON_TERMINAL`]).
+    pub(super) fn work(&self, unit: Unit, verb: Verb) -> Work {
+        Work::new(self.display_of_work(), unit, verb, false)
+    }
+
+    /// As [`Self::work`], for work that is one item.
+    pub(super) fn work_on(&self, name: &str, unit: Unit, verb: Verb) -> Work {
+        let work = Work::new(self.display_of_work(), unit, verb, true);
+        work.begin(name, None);
+        work
+    }
+
+    fn display_of_work(&self) -> Display {
+        match self.progress {
+            None if !std::io::stderr().is_terminal() => Display::Nothing,
+            _ => self.display(),
         }
     }
 
@@ -401,17 +425,7 @@ impl Items {
             bar.set_message(verb.doing);
             tick(bar);
         }
-        self.display
-            .event(verb.doing, name, json!({ "total": size }));
-        Item {
-            display: self.display.clone(),
-            name: name.to_owned(),
-            verb,
-            size,
-            passed: AtomicU64::new(0),
-            told: Mutex::new(Instant::now()),
-            bar,
-        }
+        Item::new(self.display.clone(), name, verb, size, Unit::Bytes, bar)
     }
 
     fn line(&self, text: &str) {
@@ -440,6 +454,7 @@ pub(super) struct Item {
     name: String,
     verb: Verb,
     size: Option<u64>,
+    unit: Unit,
     passed: AtomicU64,
     /// The time of the last event.
     told: Mutex<Instant>,
@@ -447,6 +462,27 @@ pub(super) struct Item {
 }
 
 impl Item {
+    fn new(
+        display: Display,
+        name: &str,
+        verb: Verb,
+        size: Option<u64>,
+        unit: Unit,
+        bar: Option<ProgressBar>,
+    ) -> Self {
+        display.event(verb.doing, name, json!({ "total": size }));
+        Self {
+            display,
+            name: name.to_owned(),
+            verb,
+            size,
+            unit,
+            passed: AtomicU64::new(0),
+            told: Mutex::new(Instant::now()),
+            bar,
+        }
+    }
+
     /// Adds to the bytes that have passed.
     pub(super) fn add(&self, count: u64) {
         self.passed.fetch_add(count, Ordering::Relaxed);
@@ -465,8 +501,8 @@ impl Item {
             return;
         }
         *told = Instant::now();
-        let bytes = self.passed.load(Ordering::Relaxed);
-        let fields = json!({ "bytes": bytes, "total": self.size });
+        let passed = self.passed.load(Ordering::Relaxed);
+        let fields = json!({ self.unit.field(): passed, "total": self.size });
         self.display.event(self.verb.doing, &self.name, fields);
     }
 
@@ -486,8 +522,8 @@ impl Item {
     /// Shows that the item is done and now has another name.
     pub(super) fn done_as(&self, name: &str) {
         let passed = self.passed.load(Ordering::Relaxed);
-        let bytes = self.size.unwrap_or(passed);
-        let fields = json!({ "what": self.verb.done, "bytes": bytes });
+        let count = self.size.unwrap_or(passed);
+        let fields = json!({ "what": self.verb.done, self.unit.field(): count });
         self.display.event("done", name, fields);
         match &self.bar {
             Some(bar) => {
@@ -496,11 +532,17 @@ impl Item {
                 bar.finish();
             }
             None => {
-                let bytes = size(bytes);
+                let amount = self.unit.text(count);
                 self.display
-                    .line(&format!("{name}: {}, {bytes}", self.verb.done));
+                    .line(&format!("{name}: {}, {amount}", self.verb.done));
             }
         }
+    }
+
+    /// Shows that the work on an item has failed.
+    fn failed(&self) {
+        self.display.event("failed", &self.name, json!({}));
+        self.display.line(&format!("{}: failed", self.name));
     }
 
     /// Counts the bytes that are written to `out`.
@@ -527,47 +569,80 @@ impl Name for () {
     }
 }
 
-/// All work as one bar.
-pub(super) struct Work(ProgressBar);
+/// What work is measured in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unit {
+    Bytes,
+    Names,
+}
+
+impl Unit {
+    /// The name of the field in events of JSON.
+    fn field(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::Names => "names",
+        }
+    }
+
+    fn text(self, count: u64) -> String {
+        match self {
+            Self::Bytes => size(count),
+            Self::Names => format!("{count} names"),
+        }
+    }
+}
+
+/// All work as one bar on a terminal; as lines or events only if they are asked for.
+pub(super) struct Work {
+    display: Display,
+    bar: ProgressBar,
+    unit: Unit,
+    verb: Verb,
+    /// The item that is not done.
+    current: Mutex<Option<Item>>,
+    /// Whether all work is one item.
+    is_one: bool,
+}
 
 impl Work {
-    /// Work that is measured in bytes.
-    pub(super) fn in_bytes() -> Self {
-        Self::new(|| {
-            let bar = styled(ProgressBar::new(0), LINE);
+    fn new(display: Display, unit: Unit, verb: Verb, is_one: bool) -> Self {
+        let bar = match (&display, unit, is_one) {
+            (Display::Bars(_), Unit::Names, _) => styled(ProgressBar::new_spinner(), NAMES),
+            (Display::Bars(_), Unit::Bytes, true) => {
+                styled(ProgressBar::no_length(), LINE_OF_UNKNOWN)
+            }
+            (Display::Bars(_), Unit::Bytes, false) => styled(ProgressBar::new(0), LINE),
+            _ => ProgressBar::hidden(),
+        };
+        if unit == Unit::Bytes {
+            bar.set_message(verb.doing);
             tick(&bar);
-            bar
-        })
-    }
-
-    /// Work that is measured in names, of which the total is not known.
-    pub(super) fn in_names() -> Self {
-        Self::new(|| styled(ProgressBar::new_spinner(), NAMES))
-    }
-
-    fn new(bar: impl FnOnce() -> ProgressBar) -> Self {
-        if std::io::stderr().is_terminal() {
-            Self(bar())
-        } else {
-            Self(ProgressBar::hidden())
+        }
+        Self {
+            display,
+            bar,
+            unit,
+            verb,
+            current: Mutex::new(None),
+            is_one,
         }
     }
 
     /// Shows a step of the library.
     pub(super) fn show(&self, step: Progress<'_, impl Name>) {
         match step {
-            Progress::Total { size, .. } => self.0.set_length(size),
-            Progress::Begin { item, .. } => {
+            Progress::Total { size, .. } => self.bar.set_length(size),
+            Progress::Begin { item, size, .. } => {
                 if let Some(name) = item.name() {
-                    self.0.set_prefix(name);
+                    self.end();
+                    self.begin(&name, Some(size));
                 }
             }
-            Progress::Advance { count, .. } => {
-                self.0.inc(count);
-                // Sizes of layers do not have the headers of tars in them.
-                let length = self.0.length();
-                if length.is_some_and(|length| length < self.0.position()) {
-                    self.0.set_length(self.0.position());
+            Progress::Advance { count, .. } => self.advance(count),
+            Progress::Done { .. } => {
+                if let Some(item) = self.current().take() {
+                    item.done();
                 }
             }
             // A later version of the library may report more.
@@ -575,8 +650,53 @@ impl Work {
         }
     }
 
+    /// Begins an item.
+    fn begin(&self, name: &str, size: Option<u64>) {
+        self.bar.set_prefix(name.to_owned());
+        // The bar shows all work.
+        if matches!(self.display, Display::Lines | Display::Json) {
+            let item = Item::new(self.display.clone(), name, self.verb, size, self.unit, None);
+            *self.current() = Some(item);
+        }
+    }
+
+    /// Adds to the work that is done.
+    pub(super) fn advance(&self, count: u64) {
+        self.bar.inc(count);
+        // Sizes of layers do not have the headers of tars in them.
+        let length = self.bar.length();
+        if length.is_some_and(|length| length < self.bar.position()) {
+            self.bar.set_length(self.bar.position());
+        }
+        if let Some(item) = &*self.current() {
+            item.add(count);
+        }
+    }
+
+    /// Ends an item of which the library has not said that it is done.
+    fn end(&self) {
+        if let Some(item) = self.current().take() {
+            if self.is_one {
+                item.done();
+            } else {
+                item.failed();
+            }
+        }
+    }
+
     /// Removes the bar.
     pub(super) fn done(self) {
-        self.0.finish_and_clear();
+        self.end();
+        self.bar.finish_and_clear();
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Item>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::catalog;
 use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
-use super::filters::{Filter, Resolved};
+use super::filters::{Condition as _, ForPrune, Resolved};
 use super::live_mounts::Mounted;
 use super::output::{Cut, Table, print, print_json, size};
 use super::own_store;
@@ -30,8 +30,8 @@ The command removes layers that no image and no read-write layer has, directorie
 a layer, catalogs of removed layers, files of commands that were killed, and downloads that a pull
 could resume. Images without a name stay, since import creates them on purpose. unionfs rmi ID removes
 one of them; --dangling removes all that are not in use and that no image with a name was built from.
-Changes of mounts without a name stay too (unionfs ps -a lists them); --changes removes those that
-are not mounted.
+Changes of mounts without a name stay too, also with --all: the last line says how many bytes they
+have, and unionfs ps -a lists them. --changes removes those that are not mounted.
 --all also removes images with names that no mount and no read-write layer uses, as docker image prune
 --all does. It asks first on a terminal, and needs --force elsewhere.
 
@@ -54,8 +54,8 @@ pub(super) struct Args {
     #[arg(long, short = 'f')]
     force: bool,
     /// With --all or --dangling: remove only images that fit; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = Filter::parse_for_prune)]
-    filter: Vec<Filter>,
+    #[arg(long, value_name = "KEY=VALUE", value_parser = ForPrune::parse)]
+    filter: Vec<ForPrune>,
     /// Print JSON: sizes in bytes
     #[arg(long)]
     json: bool,
@@ -69,6 +69,38 @@ struct Report<'a> {
     /// The disk space of all items in bytes.
     bytes: u64,
     items: &'a [Garbage],
+    kept_changes: KeptChanges,
+}
+
+/// Changes of mounts without a name that are not mounted, and that stay because --changes was not given.
+#[derive(Default, Serialize)]
+struct KeptChanges {
+    /// The number of mounts.
+    count: usize,
+    /// The disk space in bytes.
+    bytes: u64,
+}
+
+impl KeptChanges {
+    fn of(changes: &[Garbage]) -> Self {
+        Self {
+            count: changes.len(),
+            bytes: changes.iter().map(|item| item.bytes).sum(),
+        }
+    }
+
+    /// Says what stays, and how it is removed.
+    fn text(&self) -> String {
+        let what = match self.count {
+            0 => return String::new(),
+            1 => "1 mount without a name stay".to_owned(),
+            count => format!("{count} mounts without a name stay"),
+        };
+        format!(
+            "{} of changes of {what}: `unionfs ps -a` lists them, `unionfs prune --changes` removes them\n",
+            size(self.bytes)
+        )
+    }
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
@@ -78,8 +110,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     if args.all && !args.force && !args.dry_run {
         confirm()?;
     }
-    // A dry run makes no store.
-    let store = own_store::existing(root)?;
+    // A dry run makes no store, except beside changes of mounts without a name.
+    let store = own_store::existing_or_changes(root)?;
     let mut cage = args.sandbox.cage("prune")?;
     let catalogs = cage.catalogs_with_stores()?;
     let (store, mounted) = match store {
@@ -100,18 +132,22 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         None => None,
     };
     let filters = args.filter.iter();
-    let filters = filters.map(|filter| filter.resolve(&Listing::default()));
+    let filters = filters.map(|filter| filter.0.resolve(&Listing::default()));
     let filters = filters.collect::<Result<Vec<_>, _>>()?;
     let in_use = |diff: &Path| mounted.find(diff);
     let mut items = Vec::new();
+    let mut kept_changes = KeptChanges::default();
     if let Some(store) = &locked {
         let going = match which(args) {
             Some(which) => store.unused(which, &|image| is_kept(image, &mounted, &filters))?,
             None => Vec::new(),
         };
         items = store.garbage(&in_use, &going)?;
+        let changes = store.unnamed_garbage(&in_use)?;
         if args.changes {
-            items.extend(store.unnamed_garbage(&in_use)?);
+            items.extend(changes);
+        } else {
+            kept_changes = KeptChanges::of(&changes);
         }
         for item in items.iter().filter(|_| !args.dry_run) {
             store.remove_garbage(item, &in_use)?;
@@ -130,6 +166,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         dry_run: args.dry_run,
         bytes: items.iter().map(|item| item.bytes).sum(),
         items: &items,
+        kept_changes,
     };
     if args.json {
         print_json(&report)
@@ -180,6 +217,7 @@ fn text(report: &Report<'_>) -> String {
     } else {
         format!("{total} reclaimed\n")
     };
+    let line = line + &report.kept_changes.text();
     if report.items.is_empty() {
         return line;
     }

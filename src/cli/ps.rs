@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::command_sandbox::SandboxArgs;
 use super::df::short_id;
+use super::filters::{Condition as _, MountFilter};
 use super::images::complain;
 use super::output::{Cut, print_json};
 use super::rows::{Field, RowArgs, Rows, field};
@@ -37,8 +38,8 @@ pub(super) struct Args {
     #[arg(long, short = 'a')]
     all: bool,
     /// Show only rows that fit; may be repeated
-    #[arg(long, short = 'f', value_name = "KEY=VALUE", value_parser = Filter::parse)]
-    filter: Vec<Filter>,
+    #[arg(long, short = 'f', value_name = "KEY=VALUE", value_parser = MountFilter::parse)]
+    filter: Vec<MountFilter>,
     #[command(flatten)]
     rows: RowArgs,
     /// Print JSON
@@ -46,57 +47,6 @@ pub(super) struct Args {
     json: bool,
     #[command(flatten)]
     sandbox: SandboxArgs,
-}
-
-/// A condition on rows.
-#[derive(Clone, Debug)]
-struct Filter {
-    key: Key,
-    value: String,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Key {
-    Status,
-    Name,
-    Image,
-    Mountpoint,
-}
-
-impl Filter {
-    fn parse(text: &str) -> Result<Self, String> {
-        let known = "write KEY=VALUE; keys are status, name, image, mountpoint";
-        let (key, value) = text.split_once('=').ok_or_else(|| known.to_owned())?;
-        let key = match key {
-            "status" | "state" => Key::Status,
-            "name" => Key::Name,
-            "image" | "ancestor" => Key::Image,
-            "mountpoint" => Key::Mountpoint,
-            _ => return Err(known.to_owned()),
-        };
-        // The word of Docker and podman.
-        let value = match (key, value) {
-            (Key::Status, "running") => "live",
-            (Key::Status, "exited") => "stopped",
-            (_, value) => value,
-        };
-        Ok(Self {
-            key,
-            value: value.to_owned(),
-        })
-    }
-
-    fn fits(&self, row: &Row<'_>) -> bool {
-        match self.key {
-            Key::Status => row.state.name() == self.value,
-            Key::Name => row.name == Some(&self.value),
-            Key::Image => row.source() == self.value,
-            Key::Mountpoint => {
-                let record = row.record.map(|record| record.mountpoint.as_path());
-                record == Some(Path::new(&self.value))
-            }
-        }
-    }
 }
 
 /// The state: that of [`MountState`], or without a mount.
@@ -136,6 +86,18 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
+    fn fits(&self, filter: &MountFilter) -> bool {
+        match filter {
+            MountFilter::Status(state) => self.state.name() == *state,
+            MountFilter::Name(name) => self.name == Some(name),
+            MountFilter::Image(image) => self.source() == *image,
+            MountFilter::Mountpoint(path) => {
+                let record = self.record.map(|record| record.mountpoint.as_path());
+                record == Some(Path::new(path))
+            }
+        }
+    }
+
     /// The image, or the name of the mount's source.
     fn source(&self) -> String {
         match (self.record, &self.stopped) {
@@ -200,7 +162,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
                 .filter_map(|layer| stopped_unnamed(layer, &records)),
         );
     }
-    rows.retain(|row| args.filter.iter().all(|filter| filter.fits(row)));
+    rows.retain(|row| args.filter.iter().all(|filter| row.fits(filter)));
     if args.json {
         print_json(&rows)?;
     } else {

@@ -9,7 +9,7 @@ use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::output::{one_line, print, print_json, size};
 use super::pool::PoolArgs;
-use super::progress::Work;
+use super::progress::{ON_TERMINAL, ProgressArgs, Unit, verb};
 use unionfs::store::verify::{Report, SCRATCH_FILES};
 use unionfs::store::writable::Staging;
 
@@ -22,11 +22,13 @@ use unionfs::store::writable::Staging;
 #[derive(Debug, clap::Args)]
 #[command(
     override_usage = "unionfs verify [OPTIONS] <IMAGE|--all>",
+    mut_arg("progress", |arg| arg.help(ON_TERMINAL)),
     after_help = "\
 Examples:
   unionfs verify myapp:2
   unionfs verify --all --json | jq '.problems[]'
   unionfs --root /var/lib/docker verify --all
+  unionfs verify --progress=plain myapp:2
 
 unionfs pull --repair IMAGE and unionfs load --repair -i ARCHIVE replace damaged layers of the own
 store. Layers of other stores are repaired by their engine."
@@ -42,6 +44,8 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    progress: ProgressArgs,
+    #[command(flatten)]
     pool: PoolArgs,
     #[command(flatten)]
     sandbox: SandboxArgs,
@@ -56,7 +60,9 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut places = cage.stores(root)?;
     args.pool.open(&mut places)?;
     let stores = cage.enter_with_stores(places)?;
-    let work = Work::in_bytes();
+    let work = args
+        .progress
+        .work(Unit::Bytes, verb("verifying", "verified"));
     let report = stores.verify_with(image.as_deref(), &scratch, &mut |step| work.show(step))?;
     work.done();
     if args.json {

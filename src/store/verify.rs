@@ -296,6 +296,9 @@ impl<'s> Verify<'s> {
                 found.push(error.to_string());
             }
             self.report.bytes = self.report.bytes.saturating_add(bytes);
+            if found.is_empty() {
+                progress(Progress::Done { item: &chain });
+            }
             for what in found {
                 self.problem(store, &of, what);
             }

@@ -149,6 +149,79 @@ fn the_other_lists_have_the_same_options() {
 }
 
 #[test]
+fn layers_steps_and_disk_usage_are_chosen_by_filters() {
+    need!(can_mount());
+    let home = home();
+    home.dirs(&["rootfs", "mnt"]);
+    let import = ["import", "-q", "--change", "LABEL stage=test"];
+    home.run([&import[..], &["rootfs", "labelled:1"]].concat())
+        .ok();
+    home.run(["mount", "--name", "web", "one:1", "mnt"]).ok();
+    home.run(["umount", "mnt"]).ok();
+
+    let layers = |args: &[&str]| {
+        let format = ["layers", "--format", "{{.Layer}} {{.Images}}", "--no-trunc"];
+        let rows = lines(home.run([&format, args].concat()));
+        let counts = rows.iter().map(|row| row.rsplit(' ').next().unwrap());
+        // A shown layer whose parent is hidden has no lines of the tree.
+        assert!(
+            rows.iter().all(|row| row.starts_with("sha256:")),
+            "{rows:?}"
+        );
+        counts.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(layers(&["-f", "shared=true"]), ["2"]);
+    assert_eq!(
+        layers(&["-f", "shared=false", "-f", "reference=one"]),
+        ["1", "1"]
+    );
+    assert_eq!(layers(&["-f", "reference=two:*"]), ["2", "1"]);
+    assert_eq!(layers(&["-f", "label=stage=test"]), ["1"]);
+    assert_eq!(layers(&["-f", "store=docker"]), Vec::<String>::new());
+    assert_eq!(layers(&["-f", "shared=true", "two:1"]), ["2"]);
+
+    let df = |args: &[&str]| {
+        let format = ["df", "--format", "{{.Kind}} {{.Name}}"];
+        lines(home.run([&format, args].concat()))
+    };
+    assert_eq!(df(&["-f", "kind=layer"]), ["read-write layer web"]);
+    assert_eq!(df(&["-f", "name=web"]), ["read-write layer web"]);
+    assert_eq!(df(&["-f", "reference=two"]), ["image two:1"]);
+    assert_eq!(df(&["-f", "label=stage"]), ["image labelled:1"]);
+    assert_eq!(df(&["-f", "kind=changes"]), Vec::<String>::new());
+    assert_eq!(df(&["-f", "kind=image", "-f", "name=web"]), [""; 0]);
+    // The totals are those of the rows.
+    let report = home.json(["df", "-f", "reference=two", "--json"]);
+    assert_eq!(report["layers"], report["images"][0]["size"]);
+    assert_eq!(report["read_write"], 0);
+
+    let steps = |filter: &str| {
+        let args = ["history", "-f", filter, "--format", "{{.ID}}", "labelled:1"];
+        lines(home.run(args)).len()
+    };
+    let all = lines(home.run(["history", "--format", "{{.ID}}", "labelled:1"])).len();
+    assert_eq!(steps("empty=false"), 1);
+    assert_eq!(steps("empty=true"), all - 1);
+    assert_eq!(steps("created-by=no such command"), 0);
+    assert_eq!(steps("until=24h"), 0);
+    assert_eq!(steps("since=24h"), all);
+
+    for (command, key) in [
+        (&["df"][..], "kind"),
+        (&["layers"], "shared"),
+        (&["history", "one:1"], "created-by"),
+        (&["images"], "reference"),
+        (&["ps"], "mountpoint"),
+        (&["prune"], "until"),
+    ] {
+        let wrong = home.run([command, &["--filter", "colour=red"]].concat());
+        assert_eq!(wrong.code, Some(2), "{wrong:?}");
+        assert!(wrong.stderr.contains("\"colour\""), "{wrong:?}");
+        assert!(wrong.stderr.contains(key), "{wrong:?}");
+    }
+}
+
+#[test]
 fn mounts_are_chosen_by_filters() {
     need!(can_mount());
     let home = home();

@@ -136,3 +136,61 @@ fn progress_is_shown_as_asked_for() {
     let wrong = home.run(["save", "one:1", "-q", "--progress=plain"]);
     assert_eq!(wrong.code, Some(2), "{wrong:?}");
 }
+
+/// What prints a result, or files, shows progress only on a terminal or where it is asked for.
+#[test]
+fn verify_catalog_and_cp_show_progress_where_it_is_asked_for() {
+    need!(has_tools(&["script"]));
+    let home = Home::new();
+    home.dirs(&["rootfs/etc"]);
+    std::fs::write(home.path("rootfs/etc/file"), vec![7; 300_000]).unwrap();
+    home.run(["import", "-q", "rootfs", "flat:1"]).ok();
+    let commands: [(&[&str], &str, &str); 5] = [
+        (&["verify", "flat:1"], ": verified, 30", "bytes"),
+        (&["verify", "--all"], ": verified, 30", "bytes"),
+        (
+            &["catalog", "build", "flat:1"],
+            "flat:1: built, 3 names",
+            "names",
+        ),
+        (
+            &["catalog", "verify", "flat:1"],
+            "flat:1: compared, 3 names",
+            "names",
+        ),
+        (
+            &["cp", "flat:1:/etc", "."],
+            "flat:1:/etc: copied, 300kB",
+            "bytes",
+        ),
+    ];
+    for (args, expected, unit) in commands {
+        let how = |how: &str| home.run([args, &[how][..]].concat());
+        home.run(args).ok();
+        how("--progress=quiet").ok();
+        how("-q").ok();
+        let plain = how("--progress=plain");
+        assert!(plain.stderr.contains(expected), "{plain:?}");
+        assert_eq!(plain.stderr.lines().count(), 1, "{plain:?}");
+        let events = events(&how("--progress=json"));
+        let last = events.last().unwrap();
+        assert_eq!(last["state"], "done", "{events:?}");
+        assert!(last[unit].as_u64() >= Some(3), "{events:?}");
+        // On a terminal a line is redrawn, and goes.
+        let command = format!("{} {} > out", program(), args.join(" "));
+        let mut script = home.command("script");
+        let outcome = script.args(["-qec", &command, "/dev/null"]).output();
+        let outcome = Outcome::from(outcome.unwrap());
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        assert!(!outcome.stdout.contains(expected), "{outcome:?}");
+    }
+    let tar = home.run(["cp", "--progress=plain", "flat:1:/etc/file", "-"]);
+    assert!(tar.stderr.contains("copied, 30"), "{tar:?}");
+    // A damaged layer is not said to be verified.
+    let layer = home.json(["layers", "flat:1", "--json"])[0]["path"].clone();
+    let file = std::path::Path::new(layer.as_str().unwrap()).join("etc/file");
+    std::fs::write(file, "damage").unwrap();
+    let outcome = home.run(["verify", "--progress=plain", "flat:1"]);
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.contains(": failed\n"), "{outcome:?}");
+}

@@ -78,8 +78,25 @@ fn prune_removes_changes_only_on_demand() {
     let (one, two) = (change(&home, "one:1"), change(&home, "two:1"));
     // A mounted one stays.
     home.run(["mount", "one:1", "mnt"]).ok();
-    assert_eq!(home.json(["prune", "--json"])["items"], json!([]));
+    let report = home.json(["prune", "--json"]);
+    assert_eq!(report["items"], json!([]));
     assert_eq!(stopped(&home).len(), 2);
+    // What stays is said, with the option that removes it; the mounted one is not counted.
+    assert_eq!(report["kept_changes"]["count"], 2);
+    assert!(report["kept_changes"]["bytes"].as_u64() > Some(0));
+    for args in [
+        &["prune"][..],
+        &["prune", "-n", "--all"],
+        &["system", "prune", "-n"],
+        &["image", "prune"],
+    ] {
+        let said = home.run(args).ok();
+        let line = said.lines().last().unwrap();
+        assert!(
+            line.contains("2 mounts without a name stay") && line.contains("prune --changes"),
+            "{said}"
+        );
+    }
     let items = |args: &[&str]| {
         let report = home.json(args);
         let items = report["items"].as_array().unwrap().iter();
@@ -98,6 +115,7 @@ fn prune_removes_changes_only_on_demand() {
     assert_eq!(items(&["prune", "--changes", "-n", "--json"]), both);
     assert_eq!(stopped(&home).len(), 2);
     assert_eq!(items(&["prune", "--changes", "--json"]), both);
+    assert_eq!(home.run(["prune"]).ok(), "0B reclaimed\n");
     assert_eq!(stopped(&home).len(), 0);
     assert_eq!(std::fs::read(home.path("mnt/base")).unwrap(), b"base");
     home.run(["umount", "mnt"]).ok();
@@ -143,6 +161,8 @@ fn changes_to_an_image_of_another_store_are_found_without_a_store_of_ours() {
     let rows = stopped(&home);
     let id = rows[0]["changes"].as_str().unwrap();
     assert_eq!(home.run(["diff", id]).ok(), "A /new\n");
+    let said = home.run(["prune"]).ok();
+    assert!(said.contains("1 mount without a name stay"), "{said}");
     home.run(["commit", "-q", id, "ours:1"]).ok_with_progress();
     assert_eq!(home.run(["cat", "ours:1:/new"]).ok(), "new");
     assert_eq!(home.run(["rm", id]).ok(), format!("{id}\n"));
