@@ -426,11 +426,16 @@ impl Builder<'_> {
         } else {
             0
         };
+        let wh_files = if dir.has_wh_files() {
+            format::WH_FILES
+        } else {
+            0
+        };
         let xattrs = match self.layers.fd(dir) {
             Ok(fd) => xattr_flags(At::fd(fd.as_fd())),
             Err(_) => XATTR_FLAGS,
         };
-        xwhiteouts | xattrs
+        xwhiteouts | wh_files | xattrs
     }
 
     /// Returns a record with the attributes of a file of a layer.

@@ -173,7 +173,10 @@ impl Comparison<'_> {
 }
 
 fn same_dir(a: &crate::layer::lower::LowerDir, b: &crate::layer::lower::LowerDir) -> bool {
-    a.index == b.index && same(&a.stat, &b.stat) && a.has_xwhiteouts() == b.has_xwhiteouts()
+    a.index == b.index
+        && same(&a.stat, &b.stat)
+        && a.has_xwhiteouts() == b.has_xwhiteouts()
+        && a.has_wh_files() == b.has_wh_files()
 }
 
 /// Whether two stats are equal except for the access time.

@@ -207,6 +207,8 @@ pub const ACL: u16 = 1 << 8;
 pub const DEFAULT_ACL: u16 = 1 << 9;
 /// A directory: `aux` is the number of its [`Dir`].
 pub const MERGED: u16 = 1 << 10;
+/// A directory in which names that begin with `.wh.` are files, in every dialect.
+pub const WH_FILES: u16 = 1 << 11;
 
 /// Returns the flag of the kind of xattr that a name belongs to; 0 for kinds without one.
 pub(super) fn xattr_flag(name: &[u8]) -> u16 {

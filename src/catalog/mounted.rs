@@ -225,6 +225,7 @@ impl MountedCatalog {
         let known = KnownDir {
             stat,
             xwhiteouts: record.flags.get() & format::XWHITEOUTS != 0,
+            wh_files: record.flags.get() & format::WH_FILES != 0,
         };
         let name = self.view.name(record)?;
         let dir = match self.open.entry(at) {

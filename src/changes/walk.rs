@@ -225,7 +225,7 @@ impl Tree {
     }
 
     fn upper_names(&self, upper: &LowerDir, path: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let wh_names = upper.layer.dialect.wh_names;
+        let wh_names = upper.takes_wh_names();
         let mut names = Vec::new();
         let read = upper.read(&self.fds, |entry| {
             let name = &*entry.name;

@@ -143,6 +143,7 @@ pub struct LowerDir {
     /// The attributes.
     pub stat: Stat,
     xwhiteouts: bool,
+    wh_files: bool,
     has_wh: OnceLock<bool>,
     slot: Arc<Slot<OwnedFd>>,
 }
@@ -194,6 +195,8 @@ pub struct KnownDir {
     pub stat: Stat,
     /// Whether it may contain whiteouts in the xattr form.
     pub xwhiteouts: bool,
+    /// Whether names in it that begin with `.wh.` are files, in every dialect.
+    pub wh_files: bool,
 }
 
 impl RawEntry {
@@ -219,6 +222,7 @@ impl LowerDir {
             parent: None,
             name: Box::default(),
             xwhiteouts: markers.xwhiteouts,
+            wh_files: markers.wh_files,
             has_wh: OnceLock::new(),
             slot: Arc::default(),
         }))
@@ -226,7 +230,11 @@ impl LowerDir {
 
     /// Returns a directory in `parent` whose properties are all known.
     pub fn known(parent: &Arc<Self>, name: &[u8], known: KnownDir) -> Arc<Self> {
-        let KnownDir { stat, xwhiteouts } = known;
+        let KnownDir {
+            stat,
+            xwhiteouts,
+            wh_files,
+        } = known;
         Arc::new(Self {
             layer: Arc::clone(&parent.layer),
             index: parent.index,
@@ -234,6 +242,7 @@ impl LowerDir {
             name: name.into(),
             stat,
             xwhiteouts,
+            wh_files,
             has_wh: OnceLock::new(),
             slot: Arc::default(),
         })
@@ -247,6 +256,16 @@ impl LowerDir {
     /// Whether it may contain whiteouts in the xattr form.
     pub fn has_xwhiteouts(&self) -> bool {
         self.xwhiteouts
+    }
+
+    /// Whether names in it that begin with `.wh.` are files, in every dialect.
+    pub fn has_wh_files(&self) -> bool {
+        self.wh_files
+    }
+
+    /// Whether names in it that begin with `.wh.` are whiteouts.
+    pub fn takes_wh_names(&self) -> bool {
+        self.layer.dialect.wh_names && !self.wh_files
     }
 
     /// Returns a descriptor (`O_PATH`) for calls relative to the directory.
@@ -301,7 +320,7 @@ impl LowerDir {
     /// # Errors
     /// Those of statx(2), getxattr(2) and [`Self::fd`]. An absent name is not an error.
     pub fn lookup(self: &Arc<Self>, fds: &FdCache, name: &[u8]) -> Result<Single, Errno> {
-        if self.layer.dialect.wh_names && name.starts_with(WH_PREFIX) {
+        if self.takes_wh_names() && name.starts_with(WH_PREFIX) {
             return Ok(Single::Absent);
         }
         let fd = self.fd(fds)?;
@@ -351,6 +370,7 @@ impl LowerDir {
             name: at.name.into(),
             stat,
             xwhiteouts: markers.xwhiteouts,
+            wh_files: markers.wh_files,
             has_wh: OnceLock::new(),
             slot: Arc::default(),
         });
@@ -365,7 +385,7 @@ impl LowerDir {
     /// Whether the directory has any `.wh.` entry. It is read once, in layers that may have such
     /// entries.
     fn has_wh_entries(&self, fds: &FdCache) -> Result<bool, Errno> {
-        if !self.layer.dialect.wh_names {
+        if !self.takes_wh_names() {
             return Ok(false);
         }
         if let Some(known) = self.has_wh.get() {
@@ -385,7 +405,7 @@ impl LowerDir {
 
     fn has_wh_opaque(&self, fds: &FdCache) -> Result<bool, Errno> {
         // This alone does not justify reading the directory: a lookup in it does that.
-        if !self.layer.dialect.wh_names || self.has_wh.get() == Some(&false) {
+        if !self.takes_wh_names() || self.has_wh.get() == Some(&false) {
             return Ok(false);
         }
         has_opaque_file(&*self.fd(fds)?)

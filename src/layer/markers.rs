@@ -60,6 +60,8 @@ pub struct Markers {
     pub from_user: FromUser,
     /// `impure`: the directory may contain copied-up files.
     pub impure: bool,
+    /// `whnames` = `y`: names in this directory that begin with `.wh.` are files, in every dialect.
+    pub wh_files: bool,
     /// `nlink`: link count of an indexed file, relative to that of the upper or lower file.
     pub nlink: Option<Vec<u8>>,
     /// `protattr`: the union shows the file as immutable or append-only.
@@ -231,6 +233,7 @@ impl Markers {
                 Err(e) => return Err(e),
             },
             b"impure" => self.impure = true,
+            b"whnames" => self.wh_files = readable(value(at, name))?.is_some_and(|v| v == b"y"),
             // `trusted.*` takes precedence, in whatever order the names are listed.
             b"redirect" if self.redirect.is_none() || name.starts_with(TRUSTED) => {
                 self.redirect = value(at, name)?.filter(|r| is_valid_redirect(r));
@@ -400,6 +403,7 @@ marker_names! {
     Nlink => "nlink";
     Protattr => "protattr";
     Whiteout => "whiteout";
+    WhNames => "whnames";
 }
 
 impl Writer {
@@ -487,7 +491,9 @@ mod tests {
     #[test]
     fn marker_names_are_complete() {
         use Marker::*;
-        for marker in [Opaque, Redirect, Metacopy, Origin, Impure, Nlink, Whiteout] {
+        for marker in [
+            Opaque, Redirect, Metacopy, Origin, Impure, Nlink, Whiteout, WhNames,
+        ] {
             for trusted in [true, false] {
                 let name = Writer { trusted }.name(marker).to_bytes();
                 assert!(name.starts_with(if trusted { TRUSTED } else { USER }));

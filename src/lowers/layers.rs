@@ -363,7 +363,7 @@ impl Layers {
     }
 
     fn list_one(&self, dir: &LowerDir, position: usize, gather: &mut Gather<'_>) -> Result<()> {
-        let wh_names = dir.layer.dialect.wh_names;
+        let wh_names = dir.takes_wh_names();
         let (mut raws, mut hides_below): (Vec<RawEntry>, _) = (Vec::new(), Vec::new());
         dir.read(&self.fds, |raw| {
             if wh_names && let Some(name) = raw.name.strip_prefix(WH_PREFIX) {

@@ -22,6 +22,7 @@ use super::protect::{protect_copy, protection};
 use super::stack::{Access, Stack};
 use super::types::{FileKind, Ino};
 use super::upper::StagedFile;
+use super::wh_files::allow_wh_name;
 use super::{Union, listings};
 use crate::layer::at::{At, Stat, is_valid_name, timestamps};
 use crate::layer::markers::Marker;
@@ -486,6 +487,7 @@ impl CopyUp<'_> {
         let Link { parent, name, .. } = &place.link;
         let dir = At::fd(place.dir.as_fd());
         mark_impure(self.stack, self.names, parent)?;
+        allow_wh_name(self.stack, self.names, parent, name)?;
         let before = dir.stat()?;
         let to = At::new(place.dir.as_fd(), name);
         give_name(to)?;
@@ -545,10 +547,14 @@ pub(crate) fn mark_impure(stack: &Stack, names: &Names, inode: &Inode) -> Result
         Err(e) => return Err(e.into()),
     }
     dir.impure.store(true, Ordering::Release);
-    // Cached answers for the directory are out of date. A thread that inserts one concurrently
-    // reads `impure` after inserting.
+    forget_answers(names, inode);
+    Ok(())
+}
+
+/// Forgets the cached answers for a directory whose markers changed. A thread that inserts one
+/// concurrently reads the markers of the inode after inserting.
+pub(crate) fn forget_answers(names: &Names, inode: &Inode) {
     for link in &inode.loc.read().links {
         names.forget_answer(&link.parent, &link.name);
     }
-    Ok(())
 }

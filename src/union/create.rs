@@ -23,10 +23,11 @@ use super::resolve::{Resolved, UpperFound, WhiteoutKind};
 use super::stack::Stack;
 use super::types::{Caller, FileKind, Ino};
 use super::upper::{Owner, StagedFile, Upper, make_mark};
+use super::wh_files::allow_wh_name;
 use super::{Union, acl, listings};
 use crate::layer::Records;
 use crate::layer::at::{At, Stat, is_valid_name};
-use crate::layer::markers::{Marker, Protection, WH_PREFIX};
+use crate::layer::markers::{Marker, Protection};
 
 /// The file to be created.
 struct New<'a> {
@@ -198,6 +199,7 @@ impl Union {
             return Err(Errno::NOENT.into());
         }
         let whiteout = self.lookups().whiteout_at(&parent, name)?;
+        allow_wh_name(&self.stack, &self.names, &parent, name)?;
         let fd = self.stack.upper_dir(&parent)?;
         let at = At::new(fd.as_fd(), name).recorded_as(upper.records());
         let mut open = None;
@@ -265,8 +267,8 @@ impl Union {
 /// Checks a name that is to be created in the upper.
 ///
 /// # Errors
-/// EINVAL for a name with `/`, and for `.wh.` names if these are whiteouts (fuse-overlayfs returns
-/// the same); ENAMETOOLONG.
+/// EINVAL for a name with `/`, and for `.wh.` names that cannot be told from whiteouts
+/// (fuse-overlayfs returns the same); ENAMETOOLONG.
 pub(crate) fn check_new_name(stack: &Stack, upper: &Upper, name: &[u8]) -> Result<()> {
     if !is_valid_name(name) {
         return Err(Errno::INVAL.into());
@@ -274,7 +276,7 @@ pub(crate) fn check_new_name(stack: &Stack, upper: &Upper, name: &[u8]) -> Resul
     if name.len() > stack.name_max() {
         return Err(Errno::NAMETOOLONG.into());
     }
-    if upper.takes_wh_names() && name.starts_with(WH_PREFIX) {
+    if upper.needs_mark(name) && !upper.has_node_whiteouts() {
         return Err(Errno::INVAL.into());
     }
     Ok(())
@@ -422,11 +424,6 @@ fn settle(owners: &Owners, at: At<'_>, new: &New<'_>, owned: &Owned) -> Result<(
 }
 
 impl Upper {
-    /// Whether `.wh.` names are whiteouts in this upper.
-    pub(crate) fn takes_wh_names(&self) -> bool {
-        self.layer.dialect.wh_names
-    }
-
     /// Marks a directory opaque: it hides the lower directories of its name.
     pub(crate) fn mark_opaque(&self, at: At<'_>) -> Result<(), Errno> {
         match self.markers.set(at, Marker::Opaque, b"y") {

@@ -293,6 +293,8 @@ pub(crate) struct DirMarks {
     pub impure: bool,
     /// See [`Dir::xwhiteouts`].
     pub xwhiteouts: bool,
+    /// See [`Dir::wh_files`].
+    pub wh_files: bool,
 }
 
 /// The part of an inode that only directories have.
@@ -313,9 +315,11 @@ pub(crate) struct Dir {
     pub impure: AtomicBool,
     /// The upper directory was found with whiteouts in the xattr form (marker `opaque=x`).
     pub xwhiteouts: bool,
+    /// Names in the upper directory that begin with `.wh.` are files (marker `whnames`).
+    pub wh_files: AtomicBool,
     /// The upper directory has a default ACL.
     pub default_acl: Tristate,
-    /// The upper directory has `.wh.` entries.
+    /// The upper directory has `.wh.` entries. It counts only without `wh_files`.
     pub upper_wh: Tristate,
 }
 
@@ -425,6 +429,7 @@ impl Dir {
             upper_fd: Arc::default(),
             impure: AtomicBool::new(marks.impure),
             xwhiteouts: marks.xwhiteouts,
+            wh_files: AtomicBool::new(marks.wh_files),
             default_acl: Tristate::default(),
             upper_wh: Tristate::default(),
         }

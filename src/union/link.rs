@@ -24,6 +24,7 @@ use super::resolve::WhiteoutKind;
 use super::stack::Stack;
 use super::types::Ino;
 use super::upper::Upper;
+use super::wh_files::allow_wh_name;
 use super::{Union, listings};
 use crate::layer::at::At;
 use crate::layer::markers::Marker;
@@ -67,6 +68,7 @@ impl Union {
         if inode.loc.read().upper.as_ref().is_some_and(|u| u.origin) {
             mark_impure(&self.stack, &self.names, &parent)?;
         }
+        allow_wh_name(&self.stack, &self.names, &parent, name)?;
         let dir = self.stack.upper_dir(&parent)?;
         store_nlink(&self.stack, upper, &inode)?;
         if is_removed(&inode) {
@@ -136,6 +138,7 @@ pub(crate) fn ensure_alias(
         loc.nlink()
     };
     mark_impure(stack, names, parent)?;
+    allow_wh_name(stack, names, parent, name)?;
     let dir = stack.upper_dir(parent)?;
     let to = At::new(dir.as_fd(), name);
     stack.with_upper(inode, |at| {

@@ -176,28 +176,35 @@ fn list_upper(
     // Without lowers and copied-up files, d_ino is the inode number.
     let plain = dir.lowers.is_empty() && !dir.impure.load(Ordering::Acquire);
     let dev = upper.layer.stat.dev;
-    let (mut entries, mut hides_below) = (Vec::new(), Vec::new());
+    let (mut entries, mut hides_below);
     let xattr_form = upper.may_have_xwhiteouts(dir);
-    let wh_names = upper.layer.dialect.wh_names;
     let records = upper.records();
-    read_dir(&fd, |mut raw| {
-        raw.forget_recorded_kind(records);
-        if wh_names && let Some(name) = raw.name.strip_prefix(WH_PREFIX) {
-            if gather.wants(name) {
-                hides_below.push(name.into());
+    loop {
+        (entries, hides_below) = (Vec::new(), Vec::new());
+        let wh_names = upper.reads_wh_names(dir);
+        read_dir(&fd, |mut raw| {
+            raw.forget_recorded_kind(records);
+            if wh_names && let Some(name) = raw.name.strip_prefix(WH_PREFIX) {
+                if gather.wants(name) {
+                    hides_below.push(name.into());
+                }
+            } else if gather.wants(&raw.name) {
+                let ino = plain.then(|| numbers.number_of(dev, raw.ino));
+                entries.push(LayerEntry {
+                    name: raw.name.into(),
+                    kind: raw.kind,
+                    ino,
+                    id: None,
+                    whiteout: false,
+                });
             }
-        } else if gather.wants(&raw.name) {
-            let ino = plain.then(|| numbers.number_of(dev, raw.ino));
-            entries.push(LayerEntry {
-                name: raw.name.into(),
-                kind: raw.kind,
-                ino,
-                id: None,
-                whiteout: false,
-            });
+            gather.bound(&mut entries, |entry| &entry.name, &mut hides_below);
+        })?;
+        // A copy-up may have marked the directory meanwhile.
+        if wh_names == upper.reads_wh_names(dir) {
+            break;
         }
-        gather.bound(&mut entries, |entry| &entry.name, &mut hides_below);
-    })?;
+    }
     let mut listing = LayerListing {
         found_in: FoundIn::Upper,
         entries,

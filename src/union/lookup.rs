@@ -19,7 +19,7 @@ use super::stack::Stack;
 use super::types::{Attr, Ino};
 use crate::layer::at::{Stat, is_valid_name};
 use crate::lowers::FileId;
-use crate::sys::sync::atomic::Ordering;
+use crate::sys::sync::atomic::{AtomicBool, Ordering};
 
 /// An entry whose lookup is counted for the kernel. Dropping it releases the count;
 /// [`EntryRef::surrender`] passes the count to the kernel, which gives it back through
@@ -247,10 +247,10 @@ impl<'u> Lookup<'u> {
         };
         let inode = self.names.intern(at, &resolved);
         let upper = resolved.upper.as_ref();
-        // The directory may have become impure since its markers were read: see `mark_impure`.
-        if let Some(dir) = &inode.dir
-            && dir.impure.load(Ordering::Acquire)
-            && upper.is_some_and(|upper| !upper.impure)
+        // The directory may have got a marker since its markers were read: see `forget_answers`.
+        let newly = |now: &AtomicBool, then: bool| now.load(Ordering::Acquire) && !then;
+        if let (Some(dir), Some(upper)) = (&inode.dir, upper)
+            && (newly(&dir.impure, upper.impure) || newly(&dir.wh_files, upper.wh_files))
         {
             self.names.forget_answer(parent, name);
         }

@@ -79,6 +79,7 @@ mod stack;
 mod types;
 mod upper;
 pub(crate) mod upper_lock;
+mod wh_files;
 mod xattr;
 
 pub use backing::Backing;
@@ -339,6 +340,7 @@ fn root(stack: &Stack) -> Inode {
     let marks = DirMarks {
         impure: upper.root.impure,
         xwhiteouts: upper.root.xwhiteouts,
+        wh_files: upper.root.wh_files,
     };
     let loc = Loc {
         upper: Some(Box::new(UpperState {

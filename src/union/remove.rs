@@ -16,6 +16,7 @@ use super::protect::check_changeable;
 use super::resolve::WhiteoutKind;
 use super::types::Ino;
 use super::upper::{Upper, WhiteoutForm};
+use super::wh_files::allow_wh_name;
 use super::{Union, listings};
 use crate::layer::at::{At, is_valid_name};
 use crate::layer::lower::read_dir;
@@ -135,6 +136,9 @@ impl Union {
         let plain = inode.dir.as_ref().is_some_and(|dir| dir.lowers.is_empty()) && !hide;
         if is_dir && !plain && !self.is_empty_dir(inode)? {
             return Err(Errno::NOTEMPTY.into());
+        }
+        if hide {
+            allow_wh_name(&self.stack, &self.names, parent, name)?;
         }
         // Only directories are part of the topology.
         let mut topology = is_dir.then(|| self.stack.lock_tree());

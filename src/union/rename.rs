@@ -26,6 +26,7 @@ use super::resolve::WhiteoutKind;
 use super::stack::Stack;
 use super::types::{Ino, RenameFlags};
 use super::upper::{Upper, WhiteoutForm};
+use super::wh_files::allow_wh_name;
 use super::{Union, listings};
 use crate::layer::at::{At, is_valid_name};
 use crate::layer::markers::Marker;
@@ -118,6 +119,7 @@ impl Union {
             if let Some(target) = target {
                 ensure_alias(&self.stack, &self.names, upper, target, &to, new_name)?;
             }
+            allow_wh_name(&self.stack, &self.names, &to, new_name)?;
             let old = side(&self.stack, &from, name)?;
             let new = side(&self.stack, &to, new_name)?;
             match (target, flags.exchange) {

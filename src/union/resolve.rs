@@ -19,6 +19,7 @@ use crate::layer::lower::{has_opaque_file, read_dir};
 use crate::layer::markers::{Markers, Protection, WH_PREFIX};
 use crate::layer::origin::{Origin, OriginFile};
 use crate::lowers::{LowerDirs, LowerFile, LowerLookup};
+use crate::sys::sync::atomic::Ordering;
 
 /// The form of whiteout by which the upper hides a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,8 @@ pub(crate) struct UpperFound {
     pub impure: bool,
     /// The directory may hold whiteouts in the xattr form.
     pub xwhiteouts: bool,
+    /// See [`super::inode::Dir::wh_files`].
+    pub wh_files: bool,
     /// The protection; `None` if markers were not read.
     pub protection: Option<Protection>,
     /// The name in the index, of a hard link that came from a lower.
@@ -75,6 +78,7 @@ impl UpperFound {
             origin: false,
             impure: false,
             xwhiteouts: false,
+            wh_files: false,
             protection: None,
             index: None,
             nlink: None,
@@ -181,9 +185,10 @@ impl<'u> Resolver<'u> {
     ) -> Result<Option<Answer>> {
         let fd = self.stack.upper_dir(parent)?;
         let mut hidden = false;
-        if upper.layer.dialect.wh_names {
+        if upper.reads_wh_names(dir) {
             if name.starts_with(WH_PREFIX) {
-                return Ok(Some(Answer::Absent(None)));
+                // A lower may have a file of that name.
+                return Ok(None);
             }
             hidden = has_wh(dir, &fd)?
                 && At::new(fd.as_fd(), &[WH_PREFIX, name].concat())
@@ -199,8 +204,7 @@ impl<'u> Resolver<'u> {
         }
         // In a directory without lowers and copied-up files no marker matters, except that a
         // subdirectory may be impure.
-        let plain =
-            dir.lowers.is_empty() && !dir.impure.load(crate::sys::sync::atomic::Ordering::Acquire);
+        let plain = dir.lowers.is_empty() && !dir.impure.load(Ordering::Acquire);
         let unread = plain && stat.kind != FileKind::Directory;
         let (stat, markers) = if unread {
             (stat, Markers::default())
@@ -220,7 +224,10 @@ impl<'u> Resolver<'u> {
         let mut resolved = match stat.kind {
             FileKind::Directory => {
                 let apart = dir.lowers.is_empty() && markers.redirect.is_none();
-                let opaque = hidden || markers.opaque || apart || is_wh_opaque(upper, &fd, name)?;
+                let opaque = hidden
+                    || markers.opaque
+                    || apart
+                    || !markers.wh_files && is_wh_opaque(upper, &fd, name)?;
                 let below = if opaque {
                     LowerLookup::Absent
                 } else {
@@ -250,6 +257,7 @@ impl<'u> Resolver<'u> {
             origin: markers.origin.is_some(),
             impure: markers.impure,
             xwhiteouts: markers.xwhiteouts,
+            wh_files: markers.wh_files,
             protection: Some(markers.protection | stat.protection),
             ..UpperFound::new(stat)
         };
@@ -415,12 +423,14 @@ impl<'u> Resolver<'u> {
 }
 
 /// Whether an upper directory has `.wh.` entries. Called only if these are markers.
-fn has_wh(dir: &Dir, fd: &OwnedFd) -> Result<bool> {
+pub(crate) fn has_wh(dir: &Dir, fd: &OwnedFd) -> Result<bool> {
     if let Some(known) = dir.upper_wh.get() {
         return Ok(known);
     }
     let mut any = false;
     match read_dir(fd, |raw| any |= raw.name.starts_with(WH_PREFIX)) {
+        // The directory was marked meanwhile, so the names that were read are files.
+        Ok(()) if dir.wh_files.load(Ordering::Acquire) => any = false,
         Ok(()) => dir.upper_wh.set(any),
         // The directory can be searched but not listed. Whiteouts are looked up name by name.
         Err(Errno::ACCESS) => any = true,

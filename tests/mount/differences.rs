@@ -42,21 +42,6 @@ fn user_markers_turn_redirects_off() {
     }
 }
 
-/// Where `.wh.` names are whiteouts, no user can create such a name.
-#[test]
-fn wh_names_cannot_be_given() {
-    need_mounts!();
-    let f = Fixture::standard();
-    f.expect(&[
-        ("create .wh.plain.txt 644", "EINVAL"),
-        ("mkdir merged/.wh.top 755", "EINVAL"),
-        ("symlink x .wh..wh..opq", "EINVAL"),
-        ("link plain.txt .wh.x", "EINVAL"),
-        ("rename plain.txt merged/.wh.top", "EINVAL"),
-        ("stat .wh.plain.txt", "ENOENT"),
-    ]);
-}
-
 /// `dialect=overlay`: the names are data, as for kernel overlayfs.
 #[test]
 fn wh_names_are_data_in_the_kernels_dialect() {

@@ -56,5 +56,6 @@ mod syscalls;
 mod unlink;
 mod upper_on_fuse_overlayfs;
 mod uring;
+mod wh_files;
 mod whiteout_forms;
 mod xattr;

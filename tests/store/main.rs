@@ -11,6 +11,7 @@ mod bad_drivers;
 mod bad_input;
 mod bad_layers;
 mod bad_podman;
+mod docker_fuse_overlayfs;
 mod docker_store;
 mod dockerd;
 mod export;

@@ -74,6 +74,7 @@ impl Names {
         let marks = upper.map_or(DirMarks::default(), |u| DirMarks {
             impure: u.impure,
             xwhiteouts: u.xwhiteouts,
+            wh_files: u.wh_files,
         });
         let dir = is_dir.then(|| Dir::new(resolved.dirs.clone(), marks));
         let key = if resolved.dirs.is_empty() {
