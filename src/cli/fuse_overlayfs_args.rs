@@ -107,6 +107,7 @@ Options:
   -o writeback                            the kernel collects writes until a file is closed
   -o nobtime                              statx reports no time of birth; saves messages
   -o noxattrs                             no xattrs, ACLs, capabilities; saves messages
+  -o allow_idmap                          the mount may be idmapped (Linux 6.12)
   -o catalog=FILE                         names and attributes from this catalog
   -o volatile                             never sync the upper directory
   -o transport=auto|classic|uring|fuser   requests from /dev/fuse, over io_uring, by fuser
@@ -248,7 +249,7 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
     };
     Ok(Request {
         stack,
-        target: mount_checks::target(Path::new(mountpoint), rules)?,
+        target: mount_checks::target_or_connection(Path::new(mountpoint), rules)?,
         read_only,
         source,
         image: None,

@@ -20,7 +20,7 @@ use rustix::process::{Pid, WaitOptions};
 
 use super::error::{self, Relayed, Usage};
 use super::logging::{self, Verbosity};
-use super::mount_checks::{self, Target};
+use super::mount_checks::{self, Place, Target};
 use super::mount_upper::Fresh;
 use super::options::MountOptions;
 use super::owner_options::OwnersOf;
@@ -87,7 +87,7 @@ impl Request {
 
 /// Checks the request without mounting.
 pub(super) fn check(request: Request) -> anyhow::Result<()> {
-    mount_checks::stack(&request.stack, &request.target.path)
+    mount_checks::stack(&request.stack, &request.target)
 }
 
 /// Mounts. Returns when the mount answers; in the foreground and in the daemon, after the unmount.
@@ -103,7 +103,7 @@ pub(super) fn run(request: Request) -> anyhow::Result<()> {
 }
 
 fn mount(mut request: Request) -> anyhow::Result<()> {
-    mount_checks::stack(&request.stack, &request.target.path)?;
+    mount_checks::stack(&request.stack, &request.target)?;
     if request.foreground {
         logging::to_stderr(request.verbosity);
         let text = request.announcement();
@@ -116,7 +116,8 @@ fn mount(mut request: Request) -> anyhow::Result<()> {
         });
     }
     // There must be no other thread: see `daemonize`.
-    let keep = request.stack.dirs().map(|dir| dir.as_fd());
+    let dirs = request.stack.dirs().map(|dir| dir.as_fd());
+    let keep = dirs.chain(request.target.place.connection().map(|fd| fd.as_fd()));
     match daemonize(&keep.collect::<Vec<_>>()).context("cannot start the daemon")? {
         Side::Parent { daemon, reply } => {
             // After a failure the daemon has ended, and dropping the request removes its upper.
@@ -356,7 +357,15 @@ fn explain(error: union::Error, stack: &StackSpec) -> anyhow::Error {
 
 fn config(request: &Request) -> MountConfig {
     let mut config = MountConfig::new(&request.target.path);
-    config.checked = Some(request.target.id);
+    match &request.target.place {
+        Place::Directory(id) => config.checked = Some(*id),
+        Place::Connection(connection) => {
+            config.connection = Some(Arc::clone(connection));
+            // There is no path to the mount.
+            config.register = false;
+        }
+    }
+    config.idmappable = request.options.allow_idmap;
     config.writeback = request.options.writeback;
     config.births = !request.options.nobtime;
     config.xattrs = !request.options.noxattrs;

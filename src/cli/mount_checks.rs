@@ -4,9 +4,10 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
@@ -121,7 +122,7 @@ pub(super) fn lower_count(count: usize) -> anyhow::Result<()> {
 }
 
 /// Refuses stacks that cannot work or would destroy a layer. All paths are resolved.
-pub(super) fn stack(stack: &StackSpec, mountpoint: &Path) -> anyhow::Result<()> {
+pub(super) fn stack(stack: &StackSpec, target: &Target) -> anyhow::Result<()> {
     let count = stack.lowers.len() + stack.data_only.len();
     lower_count(count)?;
     let mut layers = Vec::with_capacity(count + 2);
@@ -139,7 +140,11 @@ pub(super) fn stack(stack: &StackSpec, mountpoint: &Path) -> anyhow::Result<()> 
         layers.push(CheckedDir::new("work directory", &upper.work, &mut known)?);
     }
     writable_side(&layers[..lowers], &layers[lowers..])?;
-    let mountpoint = open_dir("mountpoint", mountpoint)?;
+    if target.place.connection().is_some() {
+        // It is mounted already, by the caller.
+        return Ok(());
+    }
+    let mountpoint = open_dir("mountpoint", &target.path)?;
     let target = CheckedDir::new("mountpoint", &mountpoint, &mut known)?;
     for layer in &layers {
         if target.is_within(layer) {
@@ -203,8 +208,36 @@ fn mount_of(dir: &OpenDir) -> anyhow::Result<(u32, u32, u64)> {
 pub(super) struct Target {
     /// The path, absolute and without symlinks.
     pub(super) path: PathBuf,
+    pub(super) place: Place,
+}
+
+/// What a mountpoint is.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
     /// The directory itself, whatever the path leads to later.
-    pub(super) id: fuse::DirectoryId,
+    Directory(fuse::DirectoryId),
+    /// The connection of a mount that the caller has made.
+    Connection(Arc<OwnedFd>),
+}
+
+impl Place {
+    pub(super) fn connection(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Connection(connection) => Some(connection),
+        }
+    }
+}
+
+/// As [`target`]; `/dev/fd/N` may also be an open /dev/fuse of the caller, who has mounted it.
+pub(super) fn target_or_connection(path: &Path, rules: Rules) -> anyhow::Result<Target> {
+    Ok(match fuse::caller_mount(path)? {
+        Some(connection) => Target {
+            path: path.to_owned(),
+            place: Place::Connection(Arc::new(connection)),
+        },
+        None => target(path, rules)?,
+    })
 }
 
 /// Returns the mountpoint that `path` leads to, without touching a file system that is mounted
@@ -213,7 +246,7 @@ pub(super) fn target(path: &Path, rules: Rules) -> anyhow::Result<Target> {
     let place = mountpoint(path, rules)?;
     fuse::preflight(place.path())?;
     Ok(Target {
-        id: place.id()?,
+        place: Place::Directory(place.id()?),
         path: place.path().to_owned(),
     })
 }

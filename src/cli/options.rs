@@ -100,6 +100,8 @@ pub struct MountOptions {
     pub nobtime: bool,
     /// `noxattrs`: files have no extended attributes, and so no ACLs and capabilities.
     pub noxattrs: bool,
+    /// `allow_idmap`: the mount may be idmapped.
+    pub allow_idmap: bool,
     /// `userxattr`: markers are `user.overlay.*`, also for root, as with kernel overlayfs.
     pub userxattr: bool,
     /// `transport=classic|uring|fuser`; `auto` is not given.
@@ -208,6 +210,7 @@ impl MountOptions {
             b"writeback" => self.writeback = true,
             b"nobtime" => self.nobtime = true,
             b"noxattrs" => self.noxattrs = true,
+            b"allow_idmap" => self.allow_idmap = true,
             b"debug" => self.debug = true,
             b"ephemeral" => self.image.ephemeral = true,
             b"userxattr" => self.userxattr = true,

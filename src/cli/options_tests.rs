@@ -191,6 +191,7 @@ fn other_values() {
     assert!(ok("noxattrs").noxattrs && ok("noxattrs=1").noxattrs && !ok("noxattrs=0").noxattrs);
     refused("noxattrs=off", "0 or 1");
     assert!(ok("nobtime").nobtime && !ok("ro").nobtime);
+    assert!(ok("allow_idmap").allow_idmap && !ok("ro").allow_idmap);
     assert!(ok("io=passthrough,writeback").check().is_err());
     assert!(ok("io=cached,writeback").check().is_ok());
     refused("io", "io=…");

@@ -29,7 +29,7 @@ use super::request_scope;
 use super::thread::{self, Thread};
 use super::transport::Agreed;
 use super::wire::Limits;
-use super::wire::abi::init;
+use super::wire::abi::{init, init2};
 use crate::sys::process::administers_machine;
 use crate::union::{Caller, SetIdLoss, Union};
 
@@ -48,7 +48,24 @@ pub(super) struct Told {
     pub(super) births: bool,
     /// GETXATTR, LISTXATTR, SETXATTR, REMOVEXATTR.
     pub(super) xattrs: bool,
+    /// The answers about ACLs.
+    pub(super) acls: Acls,
 }
+
+/// Why the kernel asks for ACLs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Acls {
+    /// The layers keep them.
+    AsInLayers,
+    /// The caller has mounted, maybe without `default_permissions`. A server that keeps ACLs makes
+    /// the kernel check permissions (`process_init_reply` of fs/fuse/inode.c), so this one says
+    /// that it does. Files of layers that have no ACLs have none here.
+    Forced,
+}
+
+/// The ID of a caller that the kernel does not tell (`FUSE_INVALID_UIDGID`): of all requests to a
+/// mount that may be idmapped, except those that create files.
+const UNKNOWN_ID: u32 = u32::MAX;
 
 /// How many workers that read /dev/fuse may be busy at the same time. Further work goes to the
 /// pool.
@@ -292,6 +309,8 @@ pub(super) struct Wishes {
     pub acl: bool,
     /// The kernel collects writes.
     pub writeback: bool,
+    /// The mount may be idmapped.
+    pub idmappable: bool,
     /// As in FUSE_INIT: the number of file systems below that pass files through.
     pub stack_depth: u32,
 }
@@ -308,6 +327,7 @@ pub(super) fn wanted(wishes: Wishes) -> Limits {
     let Wishes {
         acl,
         writeback,
+        idmappable,
         stack_depth,
     } = wishes;
     let flags = init::ASYNC_READ
@@ -327,6 +347,7 @@ pub(super) fn wanted(wishes: Wishes) -> Limits {
             | when(acl, init::POSIX_ACL)
             | when(writeback, init::WRITEBACK_CACHE)
             | when(stack_depth != 0, init::ASYNC_DIO),
+        flags2: when(idmappable, init2::ALLOW_IDMAP),
         max_io: MAX_IO,
         max_background: MAX_BACKGROUND,
         transport: None,

@@ -2,8 +2,10 @@
 //! read them.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
@@ -93,6 +95,10 @@ pub struct MountConfig {
     /// The directory that the caller checked. If `mountpoint` is another directory, the mount
     /// fails. Default: any directory.
     pub checked: Option<DirectoryId>,
+    /// The connection of a mount that the caller of this program has made: an open /dev/fuse, see
+    /// [`super::caller_mount`]. It is served, and nothing is mounted or unmounted; `mountpoint` is
+    /// only a name for messages. Default: none.
+    pub connection: Option<Arc<OwnedFd>>,
     /// The source shown in /proc/mounts. Default: `unionfs`.
     pub fsname: OsString,
     /// mount(2) flags. Default: none; devices and set-id files work, as on overlayfs.
@@ -132,6 +138,10 @@ pub struct MountConfig {
     /// no). Default: true. Linux asks for the capability of each file before the first write and
     /// before each change of the owner.
     pub xattrs: bool,
+    /// Whether the mount may be idmapped (option `allow_idmap`; Linux 6.12). Default: false. The
+    /// kernel then says who calls only for requests that create files. The pool cannot serve users
+    /// in turn, and with `transport=fuser` it is not possible.
+    pub idmappable: bool,
     /// A description of the mounted object, for the record.
     pub description: Description,
 }
@@ -153,6 +163,7 @@ impl MountConfig {
         Self {
             mountpoint: mountpoint.as_ref().to_owned(),
             checked: None,
+            connection: None,
             fsname: "unionfs".into(),
             flags: MountFlags::empty(),
             allow_other: rustix::process::geteuid().is_root(),
@@ -166,6 +177,7 @@ impl MountConfig {
             writeback: false,
             births: true,
             xattrs: true,
+            idmappable: false,
             description: Description::default(),
         }
     }

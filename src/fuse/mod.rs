@@ -63,7 +63,7 @@ pub use crate::sys::mountinfo;
 pub use config::{IoPolicy, MountConfig, Permissions, Transport, offers_rings};
 pub use error::{Error, Result};
 pub use keeper::{Afterwards, MountEnd};
-pub use mount::preflight;
+pub use mount::{caller_mount, preflight};
 pub use mountpoint::{DirectoryId, Mountpoint};
 pub use own_mount::{Connectedness, MountId, OwnMount};
 pub use request_scope::{Request as CurrentRequest, current as current_request};

@@ -30,14 +30,30 @@ mod new_calls;
 pub(super) struct Attachment {
     own: OwnMount,
     control: Arc<Control>,
-    /// Its root, until the mount is asked for an answer. An open root keeps the mount in use.
+    /// Its root, until the mount is asked for an answer. An open root keeps the mount in use. A
+    /// mount of the caller has none.
     root: Mutex<Option<OwnedFd>>,
+    mounted_by: MountedBy,
     /// The keeper of a server in a sandbox, which detaches the mount for it.
     keeper: Option<Arc<Keeper>>,
     taken_away: AtomicBool,
 }
 
+/// Who has mounted, and unmounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MountedBy {
+    /// This process.
+    Us,
+    /// The program that started it, which passed the connection.
+    Caller,
+}
+
 impl Attachment {
+    /// Whether the mount belongs to the program that started this process.
+    pub(super) fn is_callers(&self) -> bool {
+        self.mounted_by == MountedBy::Caller
+    }
+
     /// Returns the mountpoint, absolute and without symlinks.
     pub(super) fn mountpoint(&self) -> &Path {
         self.own.mountpoint()
@@ -70,6 +86,10 @@ impl Attachment {
     /// # Errors
     /// Those of statfs(2); ENOTCONN if it was asked before.
     pub(super) fn answers(&self) -> io::Result<()> {
+        if self.is_callers() {
+            // The handshake has been made, and there is no path to the mount.
+            return Ok(());
+        }
         let root = self.root.lock().take();
         answers(root.ok_or(Errno::NOTCONN)?)
     }
@@ -107,6 +127,9 @@ impl Drop for Attachment {
 /// Mounts, after detaching a dead mount on the mountpoint. The descriptor is the connection, in
 /// which the kernel has queued INIT.
 pub(super) fn attach(config: &MountConfig) -> Result<(OwnedFd, Attachment)> {
+    if let Some(connection) = &config.connection {
+        return attach_to(connection, &config.mountpoint);
+    }
     let (place, _) = unmount::without_dead(&config.mountpoint)?;
     if let Some(checked) = config.checked
         && place.id()? != checked
@@ -133,10 +156,69 @@ pub(super) fn attach(config: &MountConfig) -> Result<(OwnedFd, Attachment)> {
         own,
         control: Arc::new(control),
         root: Mutex::new(Some(root)),
+        mounted_by: MountedBy::Us,
         keeper: None,
         taken_away: AtomicBool::new(false),
     };
     Ok((device, attachment))
+}
+
+/// Takes the connection of a mount that the caller made. `name` is its name for messages.
+fn attach_to(connection: &OwnedFd, name: &Path) -> Result<(OwnedFd, Attachment)> {
+    let failed = |source: io::Error| Error::Session {
+        path: name.to_owned(),
+        source,
+    };
+    let device = connection.try_clone().map_err(failed)?;
+    // Without a number the connection can neither be aborted nor read ahead for.
+    let number = (0, number_of(&device).unwrap_or(0));
+    let control = Control::new(device.try_clone().map_err(failed)?, number);
+    let attachment = Attachment {
+        own: OwnMount::of_caller(name),
+        control: Arc::new(control),
+        root: Mutex::new(None),
+        mounted_by: MountedBy::Caller,
+        keeper: None,
+        taken_away: AtomicBool::new(false),
+    };
+    Ok((device, attachment))
+}
+
+/// Returns the number of a connection, which is the minor device number of its file system: the
+/// line `fuse_connection` of fdinfo (Linux 6.17). `None` if the kernel does not report it.
+fn number_of(device: &OwnedFd) -> Option<u32> {
+    let file = format!("/proc/thread-self/fdinfo/{}", device.as_raw_fd());
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("fuse_connection:"));
+    line?.trim().parse().ok()
+}
+
+/// The number of a descriptor in a path `/dev/fd/N`, as libfuse takes it for a mount that the
+/// caller has made.
+fn descriptor(path: &Path) -> Option<i32> {
+    let number = path.as_os_str().as_bytes().strip_prefix(b"/dev/fd/")?;
+    let digits = !number.is_empty() && number.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(number)
+        .ok()
+        .filter(|_| digits)?
+        .parse()
+        .ok()
+}
+
+/// Takes the connection of a mount that the caller of this program has made, if `path` is
+/// `/dev/fd/N` and N is an open /dev/fuse with which this program was started. That is the form of
+/// libfuse 3.3, which Apptainer uses. The program gets no right by it: it serves a connection that
+/// its caller could serve.
+///
+/// # Errors
+/// [`Error::Device`].
+pub fn caller_mount(path: &Path) -> Result<Option<OwnedFd>> {
+    let Some(number) = descriptor(path) else {
+        return Ok(None);
+    };
+    crate::sys::fuse::take_inherited(number).map_err(Error::Device)
 }
 
 /// Mounts without the helper. `None` if this process may not mount.
@@ -330,6 +412,28 @@ mod tests {
         assert!(data.contains(",default_permissions,allow_other"), "{data}");
         config.context = Some("a\"b".into());
         assert!(matches!(options(&config), Err(Error::Option { .. })));
+    }
+
+    #[test]
+    fn numbers_of_descriptors() {
+        for (path, number) in [
+            ("/dev/fd/5", Some(5)),
+            ("/dev/fd/12", Some(12)),
+            ("/dev/fd/", None),
+            ("/dev/fd/+5", None),
+            ("/dev/fd/5/a", None),
+            ("/dev/fd/99999999999", None),
+            ("dev/fd/5", None),
+        ] {
+            assert_eq!(descriptor(Path::new(path)), number, "{path}");
+        }
+        // Nothing of this process is taken: its files have FD_CLOEXEC.
+        let own = open_device();
+        if let Ok(own) = &own {
+            let path = format!("/dev/fd/{}", own.as_raw_fd());
+            assert!(caller_mount(Path::new(&path)).unwrap().is_none());
+        }
+        assert!(caller_mount(Path::new("/dev/fd/0")).unwrap().is_none());
     }
 
     #[test]

@@ -132,9 +132,20 @@ impl OwnMount {
         })
     }
 
+    /// Returns the mount of a caller, which this process never detaches. `name` is its name for
+    /// messages.
+    pub(super) fn of_caller(name: &Path) -> Self {
+        Self::nowhere(name)
+    }
+
     /// Returns a mount that does not exist.
     #[cfg(test)]
     pub(super) fn unmounted(mountpoint: &Path) -> Self {
+        Self::nowhere(mountpoint)
+    }
+
+    /// Returns an identity that no mount has.
+    fn nowhere(mountpoint: &Path) -> Self {
         let id = MountId {
             unique: Some(u64::MAX),
             number: u64::MAX,

@@ -17,7 +17,7 @@ use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::adapter::{Adapter, MAX_IO, Told, Wishes, Workers, wanted};
+use super::adapter::{Acls, Adapter, MAX_IO, Told, Wishes, Workers, wanted};
 use super::config::{IoPolicy, MountConfig};
 use super::counters::Counters;
 use super::error::{Error, Result};
@@ -140,7 +140,8 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
         0
     };
     let (fd, mut attachment) = attach::attach(config)?;
-    let mut record = config.register.then(|| {
+    // In a sandbox, the keeper also removes the lock files that the record names.
+    let mut record = (config.register || sandbox.is_some()).then(|| {
         MountRecord::new(
             attachment.own(),
             &config.fsname.to_string_lossy(),
@@ -160,16 +161,25 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
             &core.union,
         )?);
     }
+    if !config.register {
+        record = None;
+    }
     // The kernel does not support both together.
     let writeback = config.writeback && stack_depth == 0;
     let told = Told {
         births: config.births,
         xattrs: config.xattrs,
+        acls: if config.connection.is_some() && config.is_checked() {
+            Acls::Forced
+        } else {
+            Acls::AsInLayers
+        },
     };
-    let acl = told.xattrs && core.union.has_acl();
+    let has_acl = told.xattrs && core.union.has_acl();
     let mut limits = wanted(Wishes {
-        acl,
+        acl: has_acl || told.acls == Acls::Forced,
         writeback,
+        idmappable: config.idmappable && config.is_checked(),
         stack_depth,
     });
     limits.transport = config.transport;
@@ -178,8 +188,10 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
     } else {
         Devices::Shared
     };
-    let mut connection = Connection::open(fd, &limits, config.threads, devices)
-        .map_err(|source| session_error(attachment.mountpoint(), source))?;
+    let mut connection =
+        Connection::open(fd, &limits, config.threads, devices).map_err(|source| {
+            session_error(attachment.mountpoint(), or_unmounted(&attachment, source))
+        })?;
     let mut files = None;
     if let Some(prepared) = prepared {
         connection = connection.with_spares(prepared.spares);
@@ -228,7 +240,10 @@ fn prepare(
         source,
     };
     let spares = attach::spare_devices(config.threads.saturating_sub(1));
-    let files = services::Files::open(record);
+    let files = config
+        .register
+        .then(|| services::Files::open(record))
+        .flatten();
     wire::Connection::look_around();
     let places = union.file_systems();
     let own = attachment.own();
@@ -445,6 +460,11 @@ fn wait_for_end(
                 });
                 ending.advance(attachment);
             }
+            Ok(Event::Signal(signal)) if attachment.is_callers() => {
+                // The connection ends with this process. The mount belongs to the caller.
+                tracing::info!(signal, mountpoint = %path.display(), "ending");
+                return outcome;
+            }
             Ok(Event::Signal(signal)) => {
                 tracing::info!(signal, mountpoint = %path.display(), "unmounting");
                 ending.advance(attachment);
@@ -598,6 +618,16 @@ pub fn raise_nofile_limit() {
     if !set(limit.maximum) {
         tracing::debug!("the limit of open files stays");
     }
+}
+
+/// Explains what reading INIT from a descriptor of the caller says.
+fn or_unmounted(attachment: &Attachment, error: io::Error) -> io::Error {
+    if attachment.is_callers() && error.kind() == io::ErrorKind::PermissionDenied {
+        return io::Error::other(
+            "it is an open /dev/fuse that nobody has mounted (fd= of mount(2))",
+        );
+    }
+    error
 }
 
 fn session_error(path: &Path, source: io::Error) -> Error {

@@ -36,6 +36,9 @@ pub(super) fn check(config: &MountConfig) -> Result<()> {
         (Some(Transport::Fuser), IoPolicy::Passthrough) => {
             "it does not pass files through; use io=auto, or another transport"
         }
+        (Some(Transport::Fuser), _) if config.idmappable => {
+            "its mounts cannot be idmapped; leave out allow_idmap, or use another transport"
+        }
         _ => return Ok(()),
     };
     Err(Error::Fuser {

@@ -2,9 +2,10 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::FdFlags;
 
 /// `_IOR(229, 0, uint32_t)` of linux/fuse.h.
 const FUSE_DEV_IOC_CLONE: u32 = 0x8004_e500;
@@ -40,6 +41,44 @@ pub fn join_device(clone: OwnedFd, device: impl AsFd) -> io::Result<OwnedFd> {
         0 => Ok(clone),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The device number of /dev/fuse: `MISC_MAJOR` and `FUSE_MINOR` of linux/major.h and
+/// linux/miscdevice.h.
+const FUSE_DEVICE: (u32, u32) = (10, 229);
+
+/// Takes the open /dev/fuse with this number, which the program was started with. `None` if there
+/// is no such descriptor. The descriptors of this process itself have FD_CLOEXEC, so they are never
+/// taken; nor are the standard streams.
+///
+/// # Errors
+/// Those of fcntl(2) and fstat(2).
+pub fn take_inherited(number: i32) -> io::Result<Option<OwnedFd>> {
+    if number <= libc::STDERR_FILENO {
+        return Ok(None);
+    }
+    // SAFETY: F_GETFD reads the flags of any number, also of one that is not open.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    if flags == -1 || flags & libc::FD_CLOEXEC != 0 {
+        return Ok(None);
+    }
+    // SAFETY: the number is open, and no code of this process owns it: all that this process opens
+    // has FD_CLOEXEC, and what it takes here gets it below. It is given back if it is not taken.
+    let taken = unsafe { OwnedFd::from_raw_fd(number) };
+    let stat = rustix::fs::fstat(&taken);
+    let is_device = stat.as_ref().is_ok_and(|stat| {
+        let number = (
+            rustix::fs::major(stat.st_rdev),
+            rustix::fs::minor(stat.st_rdev),
+        );
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && number == FUSE_DEVICE
+    });
+    if !is_device {
+        let _ = taken.into_raw_fd();
+        return Ok(None);
+    }
+    rustix::io::fcntl_setfd(&taken, FdFlags::CLOEXEC)?;
+    Ok(Some(taken))
 }
 
 /// `struct fuse_backing_map`.

@@ -9,6 +9,7 @@ mod archive_names;
 mod bad_input;
 mod bounded;
 mod caged;
+mod caller_mounts;
 mod catalog;
 mod commit;
 mod completions;

@@ -38,18 +38,39 @@ fn operations(dir: &Path) -> String {
     output("python3", &args, Path::new("/"))
 }
 
+/// Mounts a directory idmapped. The error is that of a system call.
+fn try_idmapped(source: &Path, target: &Path) -> Result<Mounted, String> {
+    let args = [IDMAPPED.as_ref(), source.as_ref(), target.as_ref()];
+    let mut python = Command::new("python3");
+    python.arg("-c").args::<_, &OsStr>(args);
+    let output = python.args([USERS, GROUPS]).output().unwrap();
+    if output.status.success() {
+        Ok(Mounted::new(target, false))
+    } else {
+        Err(String::from_utf8(output.stderr).unwrap())
+    }
+}
+
 /// Mounts a directory idmapped.
 fn idmapped(source: &Path, target: &Path) -> Mounted {
-    let args: [&OsStr; 6] = [
-        "-c".as_ref(),
-        IDMAPPED.as_ref(),
-        source.as_ref(),
-        target.as_ref(),
-        USERS.as_ref(),
-        GROUPS.as_ref(),
-    ];
-    output("python3", &args, Path::new("/"));
-    Mounted::new(target, false)
+    try_idmapped(source, target).unwrap()
+}
+
+/// Requires a kernel whose FUSE mounts can be idmapped.
+fn idmaps_fuse() -> need::Needed {
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|number| number.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= (6, 12) {
+        Ok(())
+    } else {
+        Err(format!("Linux {release} cannot idmap FUSE mounts (6.12)"))
+    }
 }
 
 fn stack(scratch: &Scratch) -> Stack {
@@ -66,7 +87,7 @@ fn owner(path: &Path) -> (u32, u32) {
 }
 
 fn tools() -> need::Needed {
-    has_tools(&["python3", "setfacl", "setpriv"])
+    has_tools(&["python3", "setfacl", "setpriv", "setfattr"])
 }
 
 /// Compares the results line by line.
@@ -231,4 +252,92 @@ fn symlinks_in_an_idmapped_mount_of_a_private_store() {
             }
         }
     }
+}
+
+/// With `allow_idmap` the kernel maps the owners of a mount, as it does for any file system: the
+/// mount answers line by line as an idmapped mount of a directory. The upper gets the IDs of the
+/// layers.
+#[test]
+fn idmapped_by_the_kernel() {
+    need_mounts!();
+    need!(tools());
+    need!(idmaps_fuse());
+    let scratch = Scratch::disk();
+    let tree = scratch.dir("tree");
+    make_tree(&tree);
+    let kernel = idmapped(&tree, &scratch.dir("kernel"));
+    let expected = operations(kernel.path());
+    kernel.unmount();
+    for options in [
+        "allow_idmap",
+        "allow_idmap,io=passthrough",
+        "allow_idmap,nobtime",
+    ] {
+        let scratch = Scratch::disk();
+        let stack = stack(&scratch);
+        let mounted = Fs::Unionfs(options).mount(&stack);
+        let mapped = idmapped(mounted.path(), &scratch.dir("mapped"));
+        assert_same(&expected, &operations(mapped.path()));
+        // Root outside of the mapping creates nothing, not even as root of the machine.
+        let refused = std::fs::write(mapped.path().join("dirin/no"), "").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EOVERFLOW), "{options}");
+        let upper = &stack.upper.as_ref().unwrap().0;
+        assert_eq!(owner(&mapped.path().join("dirin/n1005")), (1005, 2005));
+        assert_eq!(owner(&mounted.path().join("dirin/n1005")), (5, 5));
+        assert_eq!(owner(&upper.join("dirin/n1005")), (5, 5));
+        mapped.unmount();
+        mounted.unmount();
+    }
+}
+
+/// The same mount without a mapping answers as a directory. The kernel does not tell who calls.
+#[test]
+fn allow_idmap_changes_nothing_without_a_mapping() {
+    need_mounts!();
+    need!(tools());
+    need!(idmaps_fuse());
+    let scratch = Scratch::disk();
+    let tree = scratch.dir("tree");
+    make_tree(&tree);
+    let expected = operations(&tree);
+    let mounted = Fs::Unionfs("allow_idmap").mount(&stack(&Scratch::disk()));
+    assert_same(&expected, &operations(mounted.path()));
+    // The kernel says when set-id bits fall.
+    let suid = mounted.path().join("capv2");
+    let allocate = [
+        "-c",
+        "import os, sys; os.posix_fallocate(os.open(sys.argv[1], 2), 0, 9)",
+    ];
+    let allocate = [&allocate[..], &[suid.to_str().unwrap()]].concat();
+    chmod(&suid, 0o4777);
+    let mode = || suid.metadata().unwrap().permissions().mode() & 0o7777;
+    output("python3", &allocate, Path::new("/"));
+    assert_eq!(mode(), 0o4777, "by root");
+    let user = ["--reuid=1000", "--regid=1000", "--clear-groups", "python3"];
+    output("setpriv", &[&user[..], &allocate].concat(), Path::new("/"));
+    assert_eq!(mode(), 0o777, "by a user");
+    // A `trusted.` xattr is shown to root only.
+    let file = mounted.path().join("root");
+    let set = ["-n", "trusted.x", "-v", "1", file.to_str().unwrap()];
+    output("setfattr", &set, Path::new("/"));
+    let get = ["-d", "-m", "-", file.to_str().unwrap()];
+    assert!(output("getfattr", &get, Path::new("/")).contains("trusted.x"));
+    let user = ["--reuid=1000", "--regid=1000", "--clear-groups", "getfattr"];
+    let shown = output("setpriv", &[&user[..], &get[..]].concat(), Path::new("/"));
+    assert!(!shown.contains("trusted.x"), "{shown}");
+}
+
+#[test]
+fn without_allow_idmap_a_mount_cannot_be_idmapped() {
+    need_mounts!();
+    need!(tools());
+    let scratch = Scratch::disk();
+    let mounted = Fs::Unionfs("").mount(&stack(&scratch));
+    let error = try_idmapped(mounted.path(), &scratch.dir("mapped")).map(drop);
+    let error = error.unwrap_err();
+    assert!(error.contains("Invalid argument"), "{error}");
+    let scratch = Scratch::disk();
+    let fuser = Fs::Unionfs("allow_idmap,transport=fuser").try_mount(&stack(&scratch));
+    let error = fuser.map(drop).unwrap_err();
+    assert!(error.contains("allow_idmap"), "{error}");
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::freed_room::with_freed_room;
-use super::{Adapter, SLOW_COPY, Work, caller, lifetime, with_loss};
+use super::{Acls, Adapter, SLOW_COPY, UNKNOWN_ID, Work, caller, lifetime, with_loss};
 use crate::fuse::counters::Op;
 use crate::fuse::operations::{
     Allocation, AttrReply, Context, CopyRange, CreateReply, DataReply, DirectoryReply, EmptyReply,
@@ -346,14 +346,23 @@ impl Operations for Adapter {
         if !self.told.xattrs {
             return reply.error(libc::ENOSYS);
         }
-        reply.result(self.union.getxattr(ino.0, name));
+        let value = self.union.getxattr(ino.0, name);
+        // To the kernel, EOPNOTSUPP would be a failed check of permissions.
+        if self.told.acls == Acls::Forced
+            && name.starts_with(b"system.posix_acl_")
+            && matches!(&value, Err(error) if error.errno() == libc::EOPNOTSUPP)
+        {
+            return reply.error(libc::ENODATA);
+        }
+        reply.result(value);
     }
 
     fn listxattr(&self, context: Context, ino: Ino, reply: impl XattrReply) {
         if !self.told.xattrs {
             return reply.error(libc::ENOSYS);
         }
-        let is_admin = || context.uid == 0 && self.is_administrator(context.pid);
+        let may_be_root = [0, UNKNOWN_ID].contains(&context.uid);
+        let is_admin = || may_be_root && self.is_administrator(context.pid);
         reply.result(self.union.listxattr(ino.0, &is_admin));
     }
 
@@ -496,7 +505,7 @@ fn found(
 
 /// Whether a change that has no flag for it drops set-id bits. Newer kernels have reported that
 /// before, by an empty SETATTR. Kernels before 6.1 do not report it for fallocate, so it drops the
-/// bits for all users but root.
+/// bits for all users but root. A kernel that does not say who calls is newer (6.12).
 fn unsaid_bits(context: Context) -> SetIdBits {
-    SetIdBits::dropped_if(context.uid != 0)
+    SetIdBits::dropped_if(![0, UNKNOWN_ID].contains(&context.uid))
 }

@@ -44,6 +44,7 @@ pub(crate) mod init {
 pub(crate) mod init2 {
     constants! { u32:
         OVER_IO_URING = 1 << 9,
+        ALLOW_IDMAP = 1 << 8,
         PASSTHROUGH = 1 << 5,
     }
 }

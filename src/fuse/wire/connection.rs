@@ -50,6 +50,8 @@ pub(crate) trait Handler: Send + Sync + 'static {
 pub(crate) struct Limits {
     /// The flags of `abi::init`. Each is used if the kernel offers it.
     pub(crate) flags: u32,
+    /// The flags of `abi::init2` beside those of the transport and of passthrough.
+    pub(crate) flags2: u32,
     /// The maximum number of bytes in one READ, WRITE and readahead.
     pub(crate) max_io: u32,
     /// The number of requests that may be in flight for readahead and other background work.
@@ -99,6 +101,9 @@ impl Connection {
                 return Err(Errno::PROTO.into());
             };
             let is_last = answer.major == init.major;
+            if is_last && limits.flags2 & init2::ALLOW_IDMAP & !flags2 != 0 {
+                tracing::warn!("allow_idmap has no effect: this needs Linux 6.12 or newer");
+            }
             let mut rings = None;
             if is_last {
                 // The rings are created before the answer, because a promise in the answer cannot
@@ -364,14 +369,16 @@ fn answer(init: &InitIn, flags2: u32, limits: &Limits) -> Option<InitOut> {
     if init.major > abi::MAJOR {
         return Some(version);
     }
-    let flags2 = match limits.stack_depth {
+    let passes = match limits.stack_depth {
         0 => 0,
         _ => flags2 & init2::PASSTHROUGH,
     };
+    let flags2 = passes | flags2 & limits.flags2;
     let wanted = limits.flags | init::BIG_WRITES | init::MAX_PAGES;
     // Only a transport that opens files by message can truncate them in the open.
-    let extended = match flags2 {
-        0 => 0,
+    let extended = match (flags2, passes) {
+        (0, _) => 0,
+        (_, 0) => init::INIT_EXT,
         _ => init::INIT_EXT | init::ATOMIC_O_TRUNC,
     };
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
@@ -379,7 +386,7 @@ fn answer(init: &InitIn, flags2: u32, limits: &Limits) -> Option<InitOut> {
         max_readahead: init.max_readahead.min(limits.max_io),
         flags: init.flags & (wanted | extended),
         flags2,
-        max_stack_depth: if flags2 == 0 { 0 } else { limits.stack_depth },
+        max_stack_depth: if passes == 0 { 0 } else { limits.stack_depth },
         max_background: limits.max_background,
         congestion_threshold: limits.max_background / 4 * 3,
         max_write: limits.max_io,

@@ -11,6 +11,7 @@ use abi::{InHeader, OutHeader};
 
 const LIMITS: Limits = Limits {
     flags: init::DONT_MASK | init::POSIX_ACL,
+    flags2: 0,
     max_io: 1 << 20,
     max_background: 64,
     transport: Some(Transport::Classic),
