@@ -14,7 +14,7 @@ use testkit::{need, program};
 const CALLER: &str = include_str!("caller_mounts.py");
 const APPTAINER: &str = "noacl,lowerdir=lower,upperdir=upper,workdir=work";
 
-fn needs() -> testkit::need::Needed {
+fn needs() -> need::Needed {
     is_root()?;
     can_mount()?;
     has_tools(&["python3"])

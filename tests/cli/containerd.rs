@@ -495,3 +495,89 @@ fn damaged_metadata_is_refused() {
     }
     containerd.run(&["verify", "--all"]).ok();
 }
+
+/// Returns the mount that `ctr` would make for a snapshot, as containerd's fuse-overlayfs snapshotter
+/// names it: its source, and its options. The snapshotter gives the options of overlayfs, without
+/// those that fuse-overlayfs does not know.
+fn snapshotter_mount(containerd: &Containerd, key: &str) -> (String, Vec<String>) {
+    let target = containerd.home.text("other");
+    let line = containerd.ctr(&["snapshots", "mounts", &target, key]);
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let ["mount", "-t", kind, source, at, "-o", options] = words[..] else {
+        panic!("{line}");
+    };
+    assert_eq!((kind, at), ("overlay", &*target), "{line}");
+    let known = |option: &&str| !option.starts_with("index=") && *option != "userxattr";
+    let options = options.split(',').filter(known).map(str::to_owned);
+    (source.to_owned(), options.collect())
+}
+
+/// Mounts as containerd's package `mount` does for the type `fuse3.fuse-overlayfs`: by the helper
+/// mount.fuse3, which runs the program that PATH has under that name.
+fn mount_by_helper(home: &Home, (source, options): &(String, Vec<String>), target: &str) {
+    let mut helper = home.command("mount.fuse3");
+    helper.args([source, &home.text(target)]);
+    for option in options {
+        helper.args(["-o", option]);
+    }
+    helper.args(["-t", "fuse-overlayfs"]);
+    let path = std::env::var("PATH").unwrap();
+    helper.env("PATH", format!("{}:{path}", home.text("bin")));
+    assert_eq!(Outcome::from(helper.output().unwrap()).ok(), "");
+    let mounts = home.mounts();
+    let mount = mounts.iter().find(|line| line.contains(&home.text(target)));
+    let kind = mount.unwrap().split(' ').nth(2);
+    assert_eq!(kind, Some("fuse.unionfs"), "{mounts:?}");
+}
+
+/// Snapshots that are written to, read, and committed as lowers of others, each mounted in the way
+/// of the fuse-overlayfs snapshotter. In the end they are what containerd's own snapshotter shows.
+#[test]
+fn snapshots_are_mounted_as_for_the_fuse_overlayfs_snapshotter() {
+    need!(has_tools(&["mount.fuse3"]));
+    let containerd = need!(with_images());
+    let home = &containerd.home;
+    home.dirs(&["bin", "kernel"]);
+    std::os::unix::fs::symlink(testkit::program(), home.path("bin/fuse-overlayfs")).unwrap();
+    let top = containerd.top("app:2");
+    containerd.ctr(&["snapshots", "prepare", "first", &top]);
+    let first = snapshotter_mount(&containerd, "first");
+    assert!(first.1.iter().any(|o| o.starts_with("upperdir=")));
+    mount_by_helper(home, &first, "other");
+    shell(
+        home,
+        "cd other; rm etc/two; echo more >> etc/one; rm -r opaque; mkdir opaque; echo 1 > opaque/in
+         mkdir made; chown 7:8 made; mv etc/renamed made/; echo data > made/.wh.name",
+    );
+    shell(home, "umount other");
+    containerd.ctr(&["snapshots", "commit", "second", "first"]);
+    containerd.ctr(&["snapshots", "view", "seen", "second"]);
+    let seen = snapshotter_mount(&containerd, "seen");
+    assert!(!seen.1.iter().any(|o| o.starts_with("upperdir=")));
+    mount_by_helper(home, &seen, "other");
+    let ours = listing::of_dir(&home.path("other"));
+    let refused = std::fs::write(home.path("other/new"), "").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    // The kernel mounts the same snapshot.
+    let line = containerd.ctr(&["snapshots", "mounts", &home.text("kernel"), "seen"]);
+    shell(home, &line);
+    let theirs = listing::of_dir(&home.path("kernel"));
+    assert!(ours.contains_key(&b"made/.wh.name"[..]) && !ours.contains_key(&b"etc/two"[..]));
+    assert_eq!(ours, theirs);
+    shell(home, "umount kernel other");
+    // A container on top of it.
+    containerd.ctr(&["snapshots", "prepare", "third", "second"]);
+    let third = snapshotter_mount(&containerd, "third");
+    mount_by_helper(home, &third, "other");
+    shell(
+        home,
+        "cd other; rm -r made; echo 3 > third; umount -l ../other",
+    );
+    wait_until("the server has ended", || {
+        !home.mounts().iter().any(|line| line.contains("/other"))
+    });
+    let line = containerd.ctr(&["snapshots", "mounts", &home.text("kernel"), "third"]);
+    shell(home, &line);
+    assert!(home.path("kernel/third").exists() && !home.path("kernel/made").exists());
+    shell(home, "umount kernel");
+}

@@ -1,6 +1,7 @@
 //! podman itself, as root: one container, started several times, each time with the kernel's
 //! overlay or with unionfs as the graph driver's mount program. In any order it sees the same each
-//! time, and its listing, `podman diff` and committed image are the same in the end.
+//! time, and its listing, `podman diff` and committed image are the same in the end. Containers in
+//! user namespaces of each kind, of root and of a plain user, see the owners of their image.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -207,4 +208,119 @@ fn a_container_is_the_same_whoever_mounts_it() {
         assert_eq!(*all_diffs, diffs, "{order:?}: podman diff");
         tree::assert_same(&format!("{order:?}: image"), all_image, &image, &mask);
     }
+}
+
+/// The output of `podman_users.sh` for a container with the user 0.
+const AS_ROOT: &str = "fuse.unionfs
+0
+root 0:0 644
+owned 7:8 644
+dir 0:0 755
+dir/x 0:0 644
+new 0:0
+made 0:0
+link 0:0
+new 5:6 4755
+link 9:9 777
+root 0:0 644
+made/moved 0:0 644
+dir 0:0 755
+link 9:9
+made 0:0 755
+new 5:6 4755
+owned 7:8 644
+root 0:0 644
+made/file 0:0 644
+made/moved 0:0 644
+";
+
+/// The same for `--userns=keep-id`, where the user has the same number inside.
+const AS_MYSELF: &str = "fuse.unionfs
+23456
+root 0:0 644
+owned 7:8 644
+dir 0:0 755
+dir/x 0:0 644
+new 23456:23456
+made 23456:23456
+link 23456:23456
+dir 0:0 755
+gone 0:0 644
+link 23456:23456
+made 23456:23456 755
+new 23456:23456 644
+owned 7:8 644
+root 0:0 644
+made/file 23456:23456 644
+";
+
+/// The same for a container of buildah.
+const OF_BUILDAH: &str = "root 0:0 644
+owned 7:8 644
+dir 0:0 755
+new 5:6
+owned 5:6
+dir 0:0 755
+new 5:6 644
+owned 5:6 644
+root 0:0 644
+";
+
+/// Runs containers of podman and buildah with each of these ways to ask for a user namespace.
+fn in_user_namespaces(who: &str, asked: &[(&str, &str)]) {
+    unified_cgroups();
+    let scratch = Scratch::disk();
+    let script = scratch.path().join("script");
+    std::fs::write(&script, include_str!("podman_users.sh")).unwrap();
+    let namespaces = ["--mount", "--pid", "--fork", "--mount-proc", "--kill-child"];
+    let output = Command::new("unshare")
+        .args(namespaces)
+        .args(["--propagation=private", "sh"])
+        .args([script.as_os_str(), program().as_ref(), who.as_ref()])
+        .current_dir(scratch.path())
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{who}: {shown}\n{output:?}");
+    let expected = asked
+        .iter()
+        .map(|(how, seen)| format!("== {how}\n{seen}"))
+        .collect::<String>();
+    assert_eq!(
+        shown,
+        format!("{expected}== buildah\n{OF_BUILDAH}"),
+        "{who}"
+    );
+}
+
+#[test]
+fn user_namespaces_of_roots_engine() {
+    need_mounts!();
+    need!(has_tools(&[
+        "podman", "buildah", "crun", "unshare", "busybox"
+    ]));
+    in_user_namespaces(
+        "root",
+        &[
+            ("--uidmap=0:200000:65536,--gidmap=0:200000:65536", AS_ROOT),
+            ("--userns=auto:size=2048", AS_ROOT),
+        ],
+    );
+}
+
+#[test]
+fn user_namespaces_of_a_plain_users_engine() {
+    need_mounts!();
+    let tools = ["podman", "buildah", "crun", "unshare", "busybox", "setpriv"];
+    need!(has_tools(&tools));
+    need!(has_tools(&["newuidmap", "fusermount3"]));
+    in_user_namespaces(
+        "user",
+        &[
+            ("--userns=keep-id", AS_MYSELF),
+            ("--userns=nomap", AS_ROOT),
+            ("--userns=auto:size=2048", AS_ROOT),
+            ("--uidmap=0:1:60000,--gidmap=0:1:60000", AS_ROOT),
+        ],
+    );
 }
