@@ -282,6 +282,8 @@ impl MountedCatalog {
             stat,
             data,
             id: Some(FileId(index)),
+            // The number says it: `has_no_xattrs`.
+            is_bare: false,
         })
     }
 

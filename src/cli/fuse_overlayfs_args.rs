@@ -103,6 +103,7 @@ Options:
   -o upperdir=DIR,workdir=DIR             where changes go; read-only without them
   -o dialect=all|overlay                  whiteouts of any writer, or of overlayfs only
   -o redirect_dir=on|off                  whether directories of lowers can be renamed
+  -o metacopy=on|off                      whether chmod, chown and rename leave data below
   -o io=auto|cached|passthrough           who reads and writes the data of files
   -o writeback                            the kernel collects writes until a file is closed
   -o nobtime                              statx reports no time of birth; saves messages
@@ -210,6 +211,8 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
     if persona == Persona::FuseOverlayfs {
         // Both programs use the same uppers, and fuse-overlayfs follows no redirects.
         call.options.redirect_dir.get_or_insert(false);
+        // It ignores this option of kernel overlayfs, and would show metacopies as files of zeros.
+        call.options.metacopy = None;
         call.options.owners.outside = Outside::Overflow;
     }
     let (source, mountpoint) = match call.positionals.as_slice() {

@@ -230,6 +230,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         noatime: config.flags.contains(MountFlags::NOATIME),
         volatile: request.options.volatile,
         redirect_dir: request.options.redirect_dir,
+        metacopy: request.options.metacopy == Some(true),
         // The kernel may get files of a lower. `auto` never does that.
         sealed: request.options.io == Some(IoPolicy::Passthrough),
         names: request

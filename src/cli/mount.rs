@@ -88,8 +88,9 @@ pub(super) struct Args {
     #[command(flatten)]
     pool: PoolArgs,
     /// Mount options: ro, suid, dev, noexec, noatime, allow_other, volatile, nonempty,
-    /// fsname=NAME, redirect_dir=on|off, catalog=on|off, io=auto|cached|passthrough, writeback,
-    /// nobtime, noxattrs, allow_idmap, transport=auto|classic|uring|fuser, sandbox=auto|off|strict,
+    /// fsname=NAME, redirect_dir=on|off, metacopy=on|off, catalog=on|off,
+    /// io=auto|cached|passthrough, writeback, nobtime, noxattrs, allow_idmap,
+    /// transport=auto|classic|uring|fuser, sandbox=auto|off|strict,
     /// uidmapping=DISK:SHOWN:LEN[:…], gidmapping=…, squash_to_root, squash_to_uid=N,
     /// squash_to_gid=N, xattr_permissions=0|1|2, owners=image|mine
     #[arg(short = 'o', value_name = "OPTS")]
@@ -230,6 +231,7 @@ fn planned(args: Args, plan: Plan, root: Option<&Path>) -> anyhow::Result<Reques
         // The engine makes layers from the files of the upper (docker commit). It would lose
         // everything below a renamed directory.
         options.redirect_dir.get_or_insert(false);
+        options.check().map_err(Usage::from)?;
     }
     // A process that holds the lock for readers must not wait for the store.
     let lock = match args.name {

@@ -90,6 +90,8 @@ pub struct MountOptions {
     pub volatile: bool,
     /// `redirect_dir=on|off`.
     pub redirect_dir: Option<bool>,
+    /// `metacopy=on|off`: changes of metadata copy no data.
+    pub metacopy: Option<bool>,
     /// `dialect=all|overlay`.
     pub markers: Option<Markers>,
     /// `io=auto|cached|passthrough`.
@@ -182,6 +184,12 @@ impl MountOptions {
                  leave one of them out",
             ));
         }
+        if self.metacopy == Some(true) && self.redirect_dir == Some(false) {
+            return Err(bad(
+                "metacopy=on needs redirects, which lead to the data of files that were renamed: \
+                 use redirect_dir=on or metacopy=off",
+            ));
+        }
         Ok(())
     }
 
@@ -215,10 +223,10 @@ impl MountOptions {
             b"ephemeral" => self.image.ephemeral = true,
             b"userxattr" => self.userxattr = true,
             b"squash_to_root" => self.owners.squash_to_root = true,
-            b"lowerdir" | b"upperdir" | b"workdir" | b"fsname" | b"redirect_dir" | b"dialect"
-            | b"image" | b"name" | b"container" | b"root" | b"io" | b"transport" | b"catalog"
-            | b"sandbox" | b"owners" | b"uidmapping" | b"gidmapping" | b"squash_to_uid"
-            | b"squash_to_gid" | b"xattr_permissions" => {
+            b"lowerdir" | b"upperdir" | b"workdir" | b"fsname" | b"redirect_dir" | b"metacopy"
+            | b"dialect" | b"image" | b"name" | b"container" | b"root" | b"io" | b"transport"
+            | b"catalog" | b"sandbox" | b"owners" | b"uidmapping" | b"gidmapping"
+            | b"squash_to_uid" | b"squash_to_gid" | b"xattr_permissions" => {
                 return Err(bad(format!("option {0} needs a value: {0}=…", show(key))));
             }
             _ => self.other.push(OsStr::from_bytes(key).into()),
@@ -242,6 +250,7 @@ impl MountOptions {
             b"fsname" => self.fsname = Some(OsString::from_vec(unescape(value))),
             b"catalog" => self.catalog = catalog(value)?,
             b"redirect_dir" => self.redirect_dir = redirect_dir(value)?,
+            b"metacopy" => self.metacopy = Some(metacopy(value)?),
             b"io" => self.io = Some(io_policy(value)?),
             // This is the rule of fuse-overlayfs.
             b"writeback" => self.writeback = switch(key, value)?,
@@ -427,6 +436,17 @@ fn redirect_dir(value: &[u8]) -> Result<Option<bool>, OptionError> {
         b"off" | b"follow" | b"nofollow" => Ok(Some(false)),
         _ => Err(bad(format!(
             "redirect_dir={} is not known: use redirect_dir=on or redirect_dir=off",
+            show(value)
+        ))),
+    }
+}
+
+fn metacopy(value: &[u8]) -> Result<bool, OptionError> {
+    match value {
+        b"on" => Ok(true),
+        b"off" => Ok(false),
+        _ => Err(bad(format!(
+            "metacopy={} is not known: use metacopy=on or metacopy=off",
             show(value)
         ))),
     }

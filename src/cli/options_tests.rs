@@ -180,6 +180,12 @@ fn other_values() {
     assert_eq!(ok("dialect=overlay").markers, Some(Markers::Overlay));
     refused("dialect=x", "dialect=all or dialect=overlay");
     refused("redirect_dir=x", "redirect_dir=on");
+    assert_eq!(ok("metacopy=on,metacopy=off").metacopy, Some(false));
+    refused("metacopy=x", "metacopy=on");
+    refused("metacopy", "needs a value");
+    assert!(ok("metacopy=on,redirect_dir=on").check().is_ok());
+    let conflict = ok("metacopy=on,redirect_dir=off").check().unwrap_err();
+    assert!(conflict.message.contains("redirect_dir=on"), "{conflict}");
     assert_eq!(ok("io=auto").io, Some(IoPolicy::Auto));
     assert_eq!(
         ok("io=cached,io=passthrough").io,

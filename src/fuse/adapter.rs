@@ -31,7 +31,7 @@ use super::transport::Agreed;
 use super::wire::Limits;
 use super::wire::abi::{init, init2};
 use crate::sys::process::administers_machine;
-use crate::union::{Caller, SetIdLoss, Union};
+use crate::union::{Caller, Change, SetIdLoss, Union};
 
 /// The maximum number of bytes in one WRITE and in one READ.
 pub(super) const MAX_IO: u32 = 1 << 20;
@@ -231,9 +231,10 @@ impl Adapter {
         spare.then_some(busy)
     }
 
-    /// Runs a modification of `ino` that may first have to copy it up.
+    /// Runs a change of the metadata of `ino` that may first have to copy it up.
     fn modify(&self, ino: Ino, job: impl FnOnce(&Union) + Send + 'static) {
-        self.run(Work::slow_if(self.union.needs_copy_up(ino.0)), job);
+        let copies = self.union.needs_copy_up(ino.0, Change::Metadata);
+        self.run(Work::slow_if(copies), job);
     }
 }
 

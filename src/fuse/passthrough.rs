@@ -31,7 +31,7 @@ use super::wire::Connection;
 use super::wire::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, init2};
 use crate::sys::fuse::{close_backing, open_backing};
 use crate::sys::process::in_initial_user_namespace;
-use crate::union::{self, Caching, Ino, Union};
+use crate::union::{self, Caching, Change, Ino, Union};
 
 /// How long the kernel may keep the attributes of a file after the end of an open that was passed
 /// through to a program that may map it for writing, in seconds. During such an open the kernel may
@@ -194,7 +194,7 @@ impl Opens {
         ino: Ino,
     ) -> union::Result<Option<Writing>> {
         // The order matters: `count` looks for this before it adds the entry that is checked here.
-        let writing = union.needs_copy_up(ino).then(|| {
+        let writing = union.needs_copy_up(ino, Change::Data).then(|| {
             *self.written.entry(ino).or_default() += 1;
             let opens = Arc::clone(self);
             Writing { opens, ino }
@@ -273,7 +273,7 @@ impl Opens {
                             if self.written.contains_key(&ino) {
                                 return Err(Errno::TXTBSY.into());
                             }
-                            if !union.needs_copy_up(ino) {
+                            if !union.needs_copy_up(ino, Change::Data) {
                                 continue;
                             }
                         }

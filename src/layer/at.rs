@@ -348,12 +348,20 @@ impl<'a> At<'a> {
     /// # Errors
     /// Those of listxattr(2), but for EOPNOTSUPP.
     pub fn list_xattrs(&self) -> Result<Vec<u8>, Errno> {
+        Ok(self.list_xattrs_opt()?.unwrap_or_default())
+    }
+
+    /// As [`Self::list_xattrs`]; `None` if the file system has no xattrs.
+    ///
+    /// # Errors
+    /// As [`Self::list_xattrs`].
+    pub fn list_xattrs_opt(&self) -> Result<Option<Vec<u8>>, Errno> {
         let quick =
             self.with_name(|file| grow(|buf: &mut [u8]| xattrat::list(self.dir, file, buf)));
         let list = quick.unwrap_or_else(|| self.list_by_path());
         match list {
-            Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
-            other => other,
+            Err(Errno::OPNOTSUPP) => Ok(None),
+            other => other.map(Some),
         }
     }
 

@@ -66,6 +66,8 @@ pub struct Markers {
     pub nlink: Option<Vec<u8>>,
     /// `protattr`: the union shows the file as immutable or append-only.
     pub protection: Protection,
+    /// The file has no xattrs at all, on a file system that has xattrs.
+    pub is_bare: bool,
 }
 
 /// Whether a file is immutable, append-only, both, or neither.
@@ -200,13 +202,17 @@ impl Markers {
     /// # Errors
     /// Those of listxattr(2) and getxattr(2).
     pub fn read(at: At<'_>, dialect: Dialect) -> Result<Self, Errno> {
-        let list = match at.list_xattrs() {
-            Ok(list) => list,
+        let list = match at.list_xattrs_opt() {
+            Ok(Some(list)) => list,
+            Ok(None) => return Ok(Self::default()),
             // No marker of a file that cannot be read can have an effect.
             Err(Errno::ACCESS | Errno::PERM) => return Ok(Self::default()),
             Err(e) => return Err(e),
         };
-        let mut found = Self::default();
+        let mut found = Self {
+            is_bare: list.is_empty(),
+            ..Self::default()
+        };
         for name in list.split(|&b| b == 0).filter(|n| !n.is_empty()) {
             let Some(suffix) = marker_suffix(name, dialect) else {
                 continue;

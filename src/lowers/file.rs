@@ -20,6 +20,8 @@ pub struct LowerFile {
     pub data: Option<Box<DataPlace>>,
     /// The number that the lowers gave the file.
     pub id: Option<FileId>,
+    /// Whether the file is known to have no xattrs, on a file system that has xattrs.
+    pub is_bare: bool,
 }
 
 /// The file that has the data of a metacopy.

@@ -240,7 +240,8 @@ impl Layers {
                     Self::check_claim(self, claimed.take().as_deref(), &at, &at_name)?;
                     let data = self.only_data(&stat, &markers);
                     if data.is_none() && (!markers.metacopy || stat.kind != FileKind::Regular) {
-                        return Ok(LowerLookup::File(finish(meta, at, at_name, stat)));
+                        let is_bare = markers.is_bare;
+                        return Ok(LowerLookup::File(finish(meta, at, at_name, stat, is_bare)));
                     }
                     if meta.is_none() && dir.layer.is_foreign {
                         claimed = markers.origin.clone();
@@ -251,6 +252,7 @@ impl Layers {
                         stat,
                         data: None,
                         id: None,
+                        is_bare: false,
                     });
                     if let Some(path) = data {
                         target.redirect(path);
@@ -333,7 +335,7 @@ impl Layers {
     ///
     /// # Errors
     /// EIO when no layer has the data.
-    fn data_only(&self, mut meta: LowerFile, target: &Target<'_>) -> Result<LowerFile> {
+    fn data_only(&self, meta: LowerFile, target: &Target<'_>) -> Result<LowerFile> {
         if let Target::Path(_) = target {
             for root in &self.data_roots {
                 let mut target = target.clone();
@@ -342,9 +344,7 @@ impl Layers {
                     && stat.kind == FileKind::Regular
                     && !markers.metacopy
                 {
-                    let ino = stat.ino;
-                    meta.data = Some(Box::new(DataPlace { dir, name, ino }));
-                    return Ok(meta);
+                    return Ok(with_data(meta, dir, name, &stat));
                 }
             }
         }
@@ -397,7 +397,13 @@ impl Layers {
 }
 
 /// Returns the file that was found: as the data of the metacopy above it, or as the file itself.
-fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Arc<[u8]>, stat: Stat) -> LowerFile {
+fn finish(
+    meta: Option<LowerFile>,
+    dir: Arc<LowerDir>,
+    name: Arc<[u8]>,
+    stat: Stat,
+    is_bare: bool,
+) -> LowerFile {
     match meta {
         None => LowerFile {
             dir,
@@ -405,13 +411,18 @@ fn finish(meta: Option<LowerFile>, dir: Arc<LowerDir>, name: Arc<[u8]>, stat: St
             stat,
             data: None,
             id: None,
+            is_bare,
         },
-        Some(mut meta) => {
-            let ino = stat.ino;
-            meta.data = Some(Box::new(DataPlace { dir, name, ino }));
-            meta
-        }
+        Some(meta) => with_data(meta, dir, name, &stat),
     }
+}
+
+/// Returns a metacopy with the place of its data. It shows the blocks of the data, as in overlayfs.
+fn with_data(mut meta: LowerFile, dir: Arc<LowerDir>, name: Arc<[u8]>, data: &Stat) -> LowerFile {
+    let ino = data.ino;
+    meta.stat.blocks = data.blocks;
+    meta.data = Some(Box::new(DataPlace { dir, name, ino }));
+    meta
 }
 
 impl Lowers for Arc<Layers> {

@@ -52,8 +52,11 @@ impl Union {
             return attr_of(&self.stack, &inode);
         }
         protect::check_setattr(&self.stack, &inode, set)?;
-        // Data beyond the new size need not be copied.
-        self.copying().copy_up_to(&inode, set.size)?;
+        match set.size {
+            // Data beyond the new size need not be copied.
+            Some(size) => self.copying().copy_up_to(&inode, size)?,
+            None => self.copying().copy_up_metadata(&inode)?,
+        }
         pin_if_unwritable_later(&self.stack, &self.orphans, &inode, set.perm)?;
         if let Some(size) = set.size {
             // The reply carries the new mode, so no separate notification is needed.
@@ -113,7 +116,7 @@ impl Union {
         if inode.kind == FileKind::Directory || attr.perm & SET_ID == 0 {
             return Ok(attr);
         }
-        self.copying().copy_up(inode)?;
+        self.copying().copy_up_metadata(inode)?;
         self.stack.with_upper(inode, |at| {
             let stat = at.stat()?;
             let bare = if caller.uid == 0 {

@@ -99,7 +99,7 @@ impl Union {
         self.stack.writable()?;
         let inode = self.names.regular(ino)?;
         check_changeable(&self.stack, &inode)?;
-        self.copying().copy_up_to(&inode, Some(0))?;
+        self.copying().copy_up_to(&inode, 0)?;
         truncate(&self.stack, &inode, 0, loss)
     }
 

@@ -1,6 +1,8 @@
 //! Copies everything but the data of a file to its staged copy: owner, mode, xattrs, origin,
 //! protection and times.
 
+use std::sync::Arc;
+
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
@@ -11,14 +13,16 @@ use crate::layer::Dialect;
 use crate::layer::at::{At, Stat, timestamps};
 use crate::layer::markers::{Escape, Marker};
 use crate::layer::origin::Origin;
+use crate::lowers::LowerFile;
 
 /// A staged copy that has no name in the upper yet.
-#[derive(Clone, Copy)]
 pub(crate) struct Copied {
     /// Whether the copy has an origin marker.
     pub marked: bool,
     /// The stat of the copy when it was created. Only identity and type are still valid.
     pub stat: Stat,
+    /// The file with the data, if the copy is a metacopy.
+    pub metacopy: Option<Arc<LowerFile>>,
 }
 
 /// Returns the mode to create a copy with. It is the final mode if no later step changes it, else
@@ -33,11 +37,10 @@ pub(crate) fn first_perm(upper: &Upper, stat: &Stat, narrow: u32) -> u32 {
 
 /// The file that is copied.
 pub(crate) struct Original<'a> {
-    pub at: At<'a>,
+    /// The file for its xattrs; `None` if it is known to have none.
+    pub at: Option<At<'a>>,
     pub dialect: Dialect,
     pub stat: &'a Stat,
-    /// Whether it is known to have no xattrs.
-    pub is_bare: bool,
     pub owners: &'a Owners,
 }
 
@@ -59,7 +62,10 @@ pub(crate) fn copy_metadata(
         let done = to.chown(Some(stat.uid), Some(stat.gid));
         from.owners.tolerate(done)?;
     }
-    let plain = from.is_bare || copy_xattrs(upper, from, to)? == 0;
+    let plain = match from.at {
+        Some(at) => copy_xattrs(upper, from, at, to)? == 0,
+        None => true,
+    };
     // A change of owner drops set-id bits, and an ACL changes permission bits.
     let settled = owned && plain && staged.perm == stat.perm;
     if stat.kind != FileKind::Symlink && !settled {
@@ -77,15 +83,15 @@ pub(crate) fn copy_metadata(
     Ok(Copied {
         marked,
         stat: staged,
+        metacopy: None,
     })
 }
 
 /// Copies all xattrs except markers and returns their number. An xattr that the upper's file system
 /// does not support is dropped, unless it affects access; overlayfs does the same.
-fn copy_xattrs(upper: &Upper, from: &Original<'_>, to: At<'_>) -> Result<usize, Errno> {
+fn copy_xattrs(upper: &Upper, from: &Original<'_>, at: At<'_>, to: At<'_>) -> Result<usize, Errno> {
     let mut count = 0;
-    for stored in from
-        .at
+    for stored in at
         .list_xattrs()?
         .split(|&b| b == 0)
         .filter(|n| !n.is_empty())
@@ -94,7 +100,7 @@ fn copy_xattrs(upper: &Upper, from: &Original<'_>, to: At<'_>) -> Result<usize, 
             continue;
         };
         let source = std::ffi::CString::new(stored).map_err(|_| Errno::INVAL)?;
-        let Some(value) = from.at.xattr(&source)? else {
+        let Some(value) = at.xattr(&source)? else {
             continue;
         };
         let name = match Escape(upper.layer.dialect).stored(&visible) {

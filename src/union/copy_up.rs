@@ -3,11 +3,17 @@
 //! The copy is staged in the work directory, complete with data, owner, mode, xattrs, origin and
 //! times, and published by one link or rename. Until then it is invisible, and a failure leaves
 //! nothing behind. Data is copied with only the inode's own `busy` lock held.
+//!
+//! With [`super::Options::metacopy`], a change of metadata copies no data: the copy is a metacopy, a
+//! sparse file of the same size with a marker (fs/overlayfs/copy_up.c, `ovl_need_meta_copy_up`). The
+//! first change of its data completes it, in place.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags};
+use rustix::fs::{
+    FallocateFlags, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags,
+};
 use rustix::io::Errno;
 
 use super::copy_data::{Copied as DataCopied, How, copy_file};
@@ -20,8 +26,8 @@ use super::names::Names;
 use super::orphans::{Keep, Orphans};
 use super::protect::{protect_copy, protection};
 use super::stack::{Access, Stack};
-use super::types::{FileKind, Ino};
-use super::upper::StagedFile;
+use super::types::{Change, FileKind, Ino};
+use super::upper::{StagedFile, Upper};
 use super::wh_files::allow_wh_name;
 use super::{Union, listings};
 use crate::layer::at::{At, Stat, is_valid_name, timestamps};
@@ -55,6 +61,27 @@ struct SourceData {
     size: u64,
     /// Whether it is known to have no holes.
     is_dense: bool,
+}
+
+/// How much of a regular file is copied up. Other files are always copied whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Amount {
+    /// Owner, mode, xattrs and times. The data too, unless the union makes metacopies.
+    Metadata,
+    /// All data.
+    Whole,
+    /// No more than this number of bytes of data.
+    First(u64),
+}
+
+impl Amount {
+    /// Returns the number of bytes of data that suffice; `None` for all of them.
+    fn limit(self) -> Option<u64> {
+        match self {
+            Self::First(size) => Some(size),
+            Self::Metadata | Self::Whole => None,
+        }
+    }
 }
 
 /// The times of a copy that lacks the end of its file because a truncation follows. If the
@@ -111,12 +138,16 @@ pub(crate) struct CopyUp<'u> {
     pub(super) names: &'u Names,
     pub(super) orphans: &'u Orphans,
     pub(super) counters: &'u CopyUpCounters,
+    /// Whether changes of metadata leave the data in the lowers.
+    pub(super) metacopies: bool,
 }
 
 impl Union {
-    /// Whether a modification of `ino` first copies data up, which is too slow for a request
-    /// thread.
-    pub fn needs_copy_up(&self, ino: Ino) -> bool {
+    /// Whether a change of `ino` first copies data up, which is too slow for a request thread.
+    pub fn needs_copy_up(&self, ino: Ino, change: Change) -> bool {
+        if self.metacopies && change == Change::Metadata {
+            return false;
+        }
         self.stack.is_writable()
             && self
                 .names
@@ -124,9 +155,9 @@ impl Union {
                 .is_some_and(|inode| inode.kind == FileKind::Regular && !inode.is_copied_up())
     }
 
-    /// As [`Self::needs_copy_up`], for the file with this name.
+    /// As [`Self::needs_copy_up`], for a new name of the file with this name.
     pub fn needs_copy_up_name(&self, parent: Ino, name: &[u8]) -> bool {
-        if !is_valid_name(name) {
+        if self.metacopies || !is_valid_name(name) {
             return false;
         }
         let found = self
@@ -134,7 +165,7 @@ impl Union {
             .directory(parent)
             .and_then(|parent| self.lookups().count_in(&parent, name, Hint::Linked));
         match found {
-            Ok(Some(counted)) => self.needs_copy_up(counted.inode.ino),
+            Ok(Some(counted)) => self.needs_copy_up(counted.inode.ino, Change::Metadata),
             _ => false,
         }
     }
@@ -147,12 +178,31 @@ impl CopyUp<'_> {
     /// EROFS without an upper, ESTALE when the lower file is not the one that was looked up; else
     /// those of the layers' file systems.
     pub fn copy_up(self, inode: &Arc<Inode>) -> Result<()> {
-        self.copy_up_to(inode, None)
+        self.copy_up_as(inode, Amount::Whole)
     }
 
     /// As [`Self::copy_up`], with no more than the first `size` bytes of data.
-    pub fn copy_up_to(self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
-        if inode.is_copied_up() {
+    pub fn copy_up_to(self, inode: &Arc<Inode>, size: u64) -> Result<()> {
+        self.copy_up_as(inode, Amount::First(size))
+    }
+
+    /// As [`Self::copy_up`], for a change that leaves the data as it is: the data stays in the lowers
+    /// if the union makes metacopies.
+    pub fn copy_up_metadata(self, inode: &Arc<Inode>) -> Result<()> {
+        self.copy_up_as(inode, Amount::Metadata)
+    }
+
+    /// Whether the upper has enough of an inode.
+    fn suffices(self, inode: &Inode, amount: Amount) -> bool {
+        if self.metacopies && amount == Amount::Metadata {
+            inode.in_upper()
+        } else {
+            inode.is_copied_up()
+        }
+    }
+
+    fn copy_up_as(self, inode: &Arc<Inode>, amount: Amount) -> Result<()> {
+        if self.suffices(inode, amount) {
             return Ok(());
         }
         self.stack.writable()?;
@@ -166,15 +216,14 @@ impl CopyUp<'_> {
             }
         }
         while let Some(next) = chain.pop() {
-            let size = if chain.is_empty() { size } else { None };
-            self.copy_up_one(&next, size)?;
+            self.copy_up_one(&next, amount)?;
         }
         Ok(())
     }
 
-    fn copy_up_one(self, inode: &Arc<Inode>, size: Option<u64>) -> Result<()> {
+    fn copy_up_one(self, inode: &Arc<Inode>, amount: Amount) -> Result<()> {
         let _busy = inode.busy.lock();
-        if inode.is_copied_up() {
+        if self.suffices(inode, amount) {
             return Ok(());
         }
         if !inode.in_upper() {
@@ -188,10 +237,10 @@ impl CopyUp<'_> {
         };
         let lower = self.stack.lower_of(inode)?;
         match (&inode.dir, metacopy, lower) {
-            (_, Some(file), _) => self.complete_metacopy(inode, &file, size)?,
+            (_, Some(file), _) => self.complete_metacopy(inode, &file, amount.limit())?,
             (Some(_), ..) => self.copy_up_dir(inode)?,
             (None, _, Some(file)) if inode.kind == FileKind::Regular => {
-                self.copy_up_file(inode, &file, size)?;
+                self.copy_up_file(inode, &file, amount)?;
             }
             (None, _, Some(file)) => self.copy_up_node(inode, &file)?,
             (None, _, None) => return Err(Errno::IO.into()),
@@ -212,10 +261,9 @@ impl CopyUp<'_> {
         let staged = upper.stage(|at| at.mkdir(perm))?;
         let origin = self.stack.lowers().dir_origin(top, source.as_fd());
         let from = Original {
-            at: At::fd(source.as_fd()),
+            at: (!self.is_bare_below(inode)).then(|| At::fd(source.as_fd())),
             dialect: top.layer.dialect,
             stat: &top.stat,
-            is_bare: self.is_bare_below(inode),
             owners: self.stack.owners(),
         };
         let copy = copy_metadata(upper, &from, staged.at(), origin.as_ref())?;
@@ -240,10 +288,9 @@ impl CopyUp<'_> {
             kind => upper.stage(|at| at.mknod(kind, 0o600, file.stat.rdev))?,
         };
         let source = Original {
-            at: from,
+            at: (!self.is_bare_below(inode)).then_some(from),
             dialect: file.dir.layer.dialect,
             stat: &file.stat,
-            is_bare: self.is_bare_below(inode),
             owners: self.stack.owners(),
         };
         let origin = self.stack.lowers().origin(file)?;
@@ -254,7 +301,7 @@ impl CopyUp<'_> {
             // The file was unlinked meanwhile. Only its inode number still leads to it.
             let Some(place) = place else {
                 let stat = staged.at().stat()?;
-                return adopt_orphan(inode, &stat, Keep::Parked(staged.park()));
+                return adopt_orphan(inode, &stat, None, Keep::Parked(staged.park()));
             };
             let entry = index.as_deref();
             self.enter_index(inode, file, entry, |at| staged.at().link_to(at))?;
@@ -265,32 +312,48 @@ impl CopyUp<'_> {
         })
     }
 
-    fn copy_up_file(self, inode: &Arc<Inode>, file: &LowerFile, size: Option<u64>) -> Result<()> {
+    fn copy_up_file(self, inode: &Arc<Inode>, file: &Arc<LowerFile>, amount: Amount) -> Result<()> {
         let upper = self.stack.writable()?;
         let (staged, fd) = upper.stage_file(first_perm(upper, &file.stat, 0o600))?;
-        let source = SourceData {
-            size: file.stat.size,
-            is_dense: file.data.is_none() && file.stat.blocks >= file.stat.size.div_ceil(512),
+        let origin = self.stack.lowers().origin(file)?;
+        let size = amount.limit();
+        let is_metacopy = amount == Amount::Metadata && self.may_be_metacopy(file, origin.as_ref());
+        let data = if is_metacopy {
+            // A marker that is missing would make the file one of zeros, so it comes first.
+            upper
+                .markers
+                .set(At::fd(fd.as_fd()), Marker::Metacopy, b"")?;
+            rustix::fs::ftruncate(&fd, file.stat.size)?;
+            DataCopied::Written(0)
+        } else {
+            let source = SourceData {
+                size: file.stat.size,
+                is_dense: file.data.is_none() && file.stat.blocks >= file.stat.size.div_ceil(512),
+            };
+            self.copy_data(inode, source, size, &fd)?
         };
-        let data = self.copy_data(inode, source, size, &fd)?;
         // The xattrs are read from the file whose data was copied, even if another file has its
         // name now.
         let data_of_it = file.data.is_none() && data != DataCopied::Written(0);
-        let source: Source = if data_of_it {
-            Source::Data(self.stack.data_fd(inode, Access::Read)?)
+        let is_bare = file.is_bare || self.is_bare_below(inode);
+        let source = if data_of_it {
+            Some(Source::Data(self.stack.data_fd(inode, Access::Read)?))
+        } else if is_metacopy && is_bare {
+            // Nothing is read from the file.
+            None
         } else {
-            Source::Held(self.stack.lowers().hold(file)?)
+            Some(Source::Held(self.stack.lowers().hold(file)?))
         };
+        let at = source.as_ref().filter(|_| !is_bare);
         let from = Original {
-            at: At::fd(source.as_fd()),
+            at: at.map(|source| At::fd(source.as_fd())),
             dialect: file.dir.layer.dialect,
             stat: &file.stat,
-            is_bare: self.is_bare_below(inode),
             owners: self.stack.owners(),
         };
-        let origin = self.stack.lowers().origin(file)?;
         let to = At::fd(fd.as_fd()).recorded_as(upper.records());
-        let copy = copy_metadata(upper, &from, to, origin.as_ref())?;
+        let mut copy = copy_metadata(upper, &from, to, origin.as_ref())?;
+        copy.metacopy = is_metacopy.then(|| Arc::clone(file));
         if size.is_some_and(|size| size < file.stat.size) {
             to.set_times(&MODIFIED_NOW)?;
         }
@@ -298,8 +361,8 @@ impl CopyUp<'_> {
         let origin = origin.filter(|_| copy.marked);
         let index = self.index_entry(inode, file, origin.as_ref(), At::fd(fd.as_fd()))?;
         // File systems with reflinks log their changes in order: extents, metadata, name. overlayfs
-        // does not sync a reflink either.
-        if data != DataCopied::Cloned {
+        // does not sync a reflink either, nor a metacopy, which has no data of its own.
+        if data != DataCopied::Cloned && !is_metacopy {
             upper.sync(&fd)?;
         }
         self.with_place(inode, |place| {
@@ -309,15 +372,28 @@ impl CopyUp<'_> {
                     StagedFile::Unnamed => self.orphans.keep_unnamed(upper, fd)?,
                     StagedFile::Named(staged) => Keep::Parked(staged.park()),
                 };
-                return adopt_orphan(inode, &stat, keep);
+                return adopt_orphan(inode, &stat, copy.metacopy, keep);
             };
             let entry = index.as_deref();
             self.enter_index(inode, file, entry, |at| staged.link(&fd, at))?;
             let published = self.publish(inode, place, copy, |to| staged.publish(&fd, to));
             published.inspect_err(|_| self.leave_index(inode, entry))
         })?;
-        inode.data_opt().inspect(|slot| slot.clear());
+        if !is_metacopy {
+            inode.data_opt().inspect(|slot| slot.clear());
+        }
         Ok(())
+    }
+
+    /// Whether the copy of a file with this origin can be a metacopy, which shows the data of the
+    /// file with the owner and mode of the copy. A user with fewer rights must not be able to exchange
+    /// that file: in a lower of such a user it has other data at the next mount, and in an upper only
+    /// the origin ties a metacopy to its data.
+    fn may_be_metacopy(self, file: &LowerFile, origin: Option<&Origin>) -> bool {
+        let in_upper = |upper: &Upper| upper.layer.is_foreign;
+        let is_tied = origin.is_some() || !self.stack.upper().is_none_or(in_upper);
+        let (data, _) = file.data_place();
+        self.metacopies && is_tied && !file.dir.layer.is_foreign && !data.layer.is_foreign
     }
 
     /// Whether a lower inode is known to have no xattrs.
@@ -393,12 +469,19 @@ impl CopyUp<'_> {
             size: file.stat.size.min(before.size),
             is_dense: false,
         };
-        self.copy_data(inode, source, size, &fd)?;
-        rustix::fs::ftruncate(&fd, size.map_or(before.size, |s| s.min(before.size)))?;
         let at = At::fd(fd.as_fd()).recorded_as(upper.records());
-        if let Some(value) = capability {
-            at.set_xattr(CAPABILITY, &value, XattrFlags::empty())?;
+        let copied = self.copy_data(inode, source, size, &fd);
+        if copied.is_err() {
+            give_space_back(&fd, before.size);
         }
+        // Writing drops the capability and changes the time, also if it fails.
+        let restored = capability.map_or(Ok(()), |value| {
+            at.set_xattr(CAPABILITY, &value, XattrFlags::empty())
+        });
+        let times = at.set_times(&timestamps(before.atime, before.mtime));
+        copied?;
+        restored.and(times)?;
+        rustix::fs::ftruncate(&fd, size.map_or(before.size, |s| s.min(before.size)))?;
         at.set_times(&timestamps(before.atime, before.mtime))?;
         if size.is_some_and(|size| size < before.size) {
             at.set_times(&MODIFIED_NOW)?;
@@ -500,7 +583,7 @@ impl CopyUp<'_> {
         self.names.remember_copy(place.link, inode, &loc, &copy);
         loc.upper = Some(Box::new(UpperState {
             id: (copy.stat.dev, copy.stat.ino),
-            metacopy: None,
+            metacopy: copy.metacopy,
             origin: copy.marked,
         }));
         for link in &mut loc.links {
@@ -515,16 +598,31 @@ impl CopyUp<'_> {
     }
 }
 
-/// Records that the copy of an inode has no name, and what keeps the copy.
-fn adopt_orphan(inode: &Inode, stat: &Stat, keep: Keep) -> Result<()> {
+/// Records that the copy of an inode has no name, where its data is if it is a metacopy, and what
+/// keeps the copy.
+fn adopt_orphan(
+    inode: &Inode,
+    stat: &Stat,
+    metacopy: Option<Arc<LowerFile>>,
+    keep: Keep,
+) -> Result<()> {
     let mut loc = inode.loc.write();
     loc.upper = Some(Box::new(UpperState {
         id: (stat.dev, stat.ino),
-        metacopy: None,
+        metacopy,
         origin: false,
     }));
     loc.set_kept(keep);
     Ok(())
+}
+
+/// Frees the blocks of a metacopy whose data could not be copied. Its size stays.
+fn give_space_back(fd: &OwnedFd, size: u64) {
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    // A file system without holes keeps the blocks until the next try.
+    if let Err(error) = rustix::fs::fallocate(fd, hole, 0, size.max(1)) {
+        tracing::debug!(%error, "an incomplete metacopy keeps its blocks");
+    }
 }
 
 /// Marks an upper directory `impure`: it may hold copied-up files.

@@ -11,6 +11,7 @@ use super::Union;
 use super::attr::drop_set_id;
 use super::direct_io::{aligned, aligned_into};
 use super::error::Result;
+use super::inode::Inode;
 use super::protect::{check_allocate, check_changeable, check_write};
 use super::stack::Access;
 use super::types::{Caching, FileKind, Ino, Position, SetIdLoss, SyncExtent, Write};
@@ -92,8 +93,21 @@ impl Union {
         if inode.kind != FileKind::Regular {
             return Ok(rustix::fs::syncfs(&upper.layer.root)?);
         }
+        if inode.is_metacopy() {
+            return self.fsync_metacopy(&inode, extent);
+        }
         let data = self.stack.data_fd(&inode, Access::Read)?;
         Ok(extent.sync(&data.fd)?)
+    }
+
+    /// Calls fsync(2) on a file of which the upper has the metadata. The data is in a lower, so
+    /// fdatasync(2) has nothing to do (fs/overlayfs/file.c, `ovl_fsync`).
+    fn fsync_metacopy(&self, inode: &Inode, extent: SyncExtent) -> Result<()> {
+        if extent == SyncExtent::Data {
+            return Ok(());
+        }
+        let file = self.stack.with_upper(inode, |at| Ok(at.open_quietly()?))?;
+        Ok(extent.sync(&file)?)
     }
 
     /// Writes all dirty data of the upper's file system to disk. Does nothing on a `volatile` mount

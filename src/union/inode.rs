@@ -408,6 +408,27 @@ impl Inode {
         self.dir.is_some() && self.loc.read().gone().is_some()
     }
 
+    /// Whether the inode is in the lowers only, and its file is known to have no xattrs.
+    pub fn is_bare_below(&self) -> bool {
+        let loc = self.loc.read();
+        let is_bare = |lower: &Lower| matches!(lower, Lower::File(file) if file.is_bare);
+        loc.upper.is_none() && loc.lower.as_ref().is_some_and(is_bare)
+    }
+
+    /// Whether markers of the upper file have an effect, so that the directory with the file must be
+    /// impure.
+    pub fn has_markers(&self) -> bool {
+        let loc = self.loc.read();
+        let is_marked = |upper: &UpperState| upper.origin || upper.metacopy.is_some();
+        loc.upper.as_deref().is_some_and(is_marked)
+    }
+
+    /// Whether the upper has only the metadata of the inode.
+    pub fn is_metacopy(&self) -> bool {
+        let loc = self.loc.read();
+        loc.upper.as_ref().is_some_and(|u| u.metacopy.is_some())
+    }
+
     /// Whether the upper has the inode with all of its data.
     pub fn is_copied_up(&self) -> bool {
         self.loc

@@ -19,6 +19,7 @@ use super::lookup::EntryRef;
 use super::names::{NameIn, Names};
 use super::orphans::Keep;
 use super::protect::{check_changeable, check_extensible};
+use super::redirect::{self, redirect_metacopy};
 use super::remove::clear_wh_name;
 use super::resolve::WhiteoutKind;
 use super::stack::Stack;
@@ -58,14 +59,22 @@ impl Union {
         }
         check_extensible(&self.stack, &parent)?;
         check_changeable(&self.stack, &inode)?;
-        self.copying().copy_up(&inode)?;
+        self.copying().copy_up_metadata(&inode)?;
         self.copying().copy_up(&parent)?;
+        if inode.is_metacopy()
+            && let Err(error) = redirect_metacopy(&self.stack, upper, &inode)
+        {
+            if !redirect::is_refused(&error) {
+                return Err(error);
+            }
+            self.copying().copy_up(&inode)?;
+        }
         let names = parent.dir.as_ref().ok_or(Errno::NOTDIR)?.change_names();
         if names.dead {
             return Err(Errno::NOENT.into());
         }
         let whiteout = self.lookups().whiteout_at(&parent, name)?;
-        if inode.loc.read().upper.as_ref().is_some_and(|u| u.origin) {
+        if inode.has_markers() {
             mark_impure(&self.stack, &self.names, &parent)?;
         }
         allow_wh_name(&self.stack, &self.names, &parent, name)?;

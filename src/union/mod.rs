@@ -71,6 +71,7 @@ mod owners;
 mod plain_lookup;
 mod protect;
 mod readdir;
+mod redirect;
 mod remove;
 mod rename;
 mod rename_upper;
@@ -99,7 +100,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::layer::fds::IsExhausted;
-use crate::layer::{StackSpec, UpperSpec};
+use crate::layer::{Records, StackSpec, UpperSpec};
 use crate::lowers;
 use copy_up::{CopyUp, CopyUpCounters};
 use handle_lookup::Searches;
@@ -122,6 +123,11 @@ pub struct Options {
     /// `trusted.*` markers, off with `user.*` markers. Where it is off, the rename fails with
     /// EXDEV.
     pub redirect_dir: Option<bool>,
+    /// Whether a change of metadata leaves the data of a file in the lowers (option `metacopy=on`):
+    /// copy-up then writes `overlay.metacopy`, as kernel overlayfs does. Needs `trusted.*` markers and
+    /// redirects. Default: false, because a reader of the upper that does not follow the marker sees a
+    /// file of zeros.
+    pub metacopy: bool,
     /// The maximum number of names in the lookup cache.
     pub lookup_cache: usize,
     /// The maximum number of cached descriptors; limited to a quarter of RLIMIT_NOFILE.
@@ -149,6 +155,7 @@ impl Default for Options {
         Self {
             volatile: false,
             redirect_dir: None,
+            metacopy: false,
             lookup_cache: 16384,
             fd_cache: 256,
             sealed: false,
@@ -169,6 +176,8 @@ pub struct Union {
     copy_ups: CopyUpCounters,
     searches: Searches,
     redirect_dir: bool,
+    /// See [`Options::metacopy`].
+    metacopies: bool,
 }
 
 impl std::fmt::Debug for Union {
@@ -222,6 +231,7 @@ impl Union {
     ) -> Result<Self> {
         let stack = Stack::open(spec, options, open_upper)?;
         let redirect_dir = redirect_dir(options.redirect_dir, stack.upper())?;
+        let metacopies = metacopies(options.metacopy, redirect_dir, stack.upper())?;
         let names = Names::new(stack.devices(), options.lookup_cache);
         let lowers = stack.lowers();
         lowers.when_wrong(Box::new(names.clear_answers()));
@@ -234,6 +244,7 @@ impl Union {
             copy_ups: CopyUpCounters::default(),
             searches: Searches::default(),
             redirect_dir,
+            metacopies,
         })
     }
 
@@ -247,6 +258,7 @@ impl Union {
             names: &self.names,
             orphans: &self.orphans,
             counters: &self.copy_ups,
+            metacopies: self.metacopies,
         }
     }
 
@@ -371,6 +383,29 @@ fn redirect_dir(asked: Option<bool>, upper: Option<&Upper>) -> Result<bool> {
         return Err(Error::from(Errno::INVAL).context(what, &upper.layer.path));
     }
     Ok(asked.unwrap_or(upper.markers.trusted) && followed)
+}
+
+/// Whether metacopies are written. Without an upper there are none.
+///
+/// # Errors
+/// EINVAL if they are requested where a later mount would not find their data.
+fn metacopies(asked: bool, redirects: bool, upper: Option<&Upper>) -> Result<bool> {
+    let Some(upper) = upper.filter(|upper| asked && !upper.observed) else {
+        return Ok(false);
+    };
+    let what = if !upper.markers.trusted || !upper.privileged {
+        "metacopy=on needs trusted.* attributes as markers, which this mount cannot write (they \
+         need CAP_SYS_ADMIN, a file system that has them, and no userxattr): use metacopy=off for"
+    } else if upper.records() != Records::Ignored {
+        "metacopy=on does not go with owners that are recorded beside the files \
+         (xattr_permissions): use metacopy=off for"
+    } else if !redirects {
+        "metacopy=on needs redirects, which lead to the data of files that were renamed: use \
+         redirect_dir=on or metacopy=off for"
+    } else {
+        return Ok(true);
+    };
+    Err(Error::from(Errno::INVAL).context(what, &upper.layer.path))
 }
 
 impl Drop for Union {

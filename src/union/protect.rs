@@ -106,7 +106,7 @@ impl Union {
             return Err(Errno::NOTTY.into());
         }
         let before = protection(&self.stack, &inode)?;
-        self.copying().copy_up(&inode)?;
+        self.copying().copy_up_metadata(&inode)?;
         self.copying().with_place(&inode, |place| {
             self.stack
                 .with_upper(&inode, |at| mark(upper, at, before, wanted))?;
@@ -274,13 +274,17 @@ pub(crate) fn protect_copy(upper: &Upper, inode: &Inode, to: At<'_>) -> Result<(
     }
 }
 
-/// Calls `f` with a file or directory open for reading.
+/// Calls `f` with a file or directory open for reading: the upper's, if it has only the metadata.
 fn with_open<T>(
     stack: &Stack,
     inode: &Inode,
     f: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> Result<T>,
 ) -> Result<T> {
     match inode.kind {
+        FileKind::Regular if inode.is_metacopy() => {
+            let file = stack.with_upper(inode, |at| Ok(at.open_quietly()?))?;
+            f(file.as_fd())
+        }
         FileKind::Regular => f(stack.data_fd(inode, Access::Read)?.fd.as_fd()),
         FileKind::Directory => {
             let dir = stack.with_top(inode, |at, _| {

@@ -104,7 +104,7 @@ impl Union {
             self.copying().copy_up(&parent)?;
             if counts_links(inode) {
                 prefer_link(inode, &parent, name);
-                self.copying().copy_up(inode)?;
+                self.copying().copy_up_metadata(inode)?;
             }
             let mut locks = NameLocks::lock(&[&parent, inode]);
             if locks.is_dead(&parent) {

@@ -2,8 +2,8 @@
 //! memory.
 //!
 //! Preparation is harmless if the rename never follows: copy-up, the `redirect` marker of a merged
-//! directory (which names its lower directories in either case), `opaque` on a directory without
-//! lowers.
+//! directory or a metacopy (which names what the lowers have in either case), `opaque` on a directory
+//! without lowers.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use super::lock_order::RwLockWriteGuard;
 use super::lookup::Hint;
 use super::names::Names;
 use super::protect::{check_changeable, check_extensible};
+use super::redirect::{self, redirect_dir, redirect_metacopy};
 use super::remove::{NameLocks, is_bare, note_whiteout};
 use super::rename_upper::{RenameSide, RenameStep, rename_in_upper};
 use super::resolve::WhiteoutKind;
@@ -29,10 +30,6 @@ use super::upper::{Upper, WhiteoutForm};
 use super::wh_files::allow_wh_name;
 use super::{Union, listings};
 use crate::layer::at::{At, is_valid_name};
-use crate::layer::markers::Marker;
-
-/// The maximum length of a redirect in bytes: that of a path.
-const REDIRECT_LIMIT: usize = 4095;
 
 impl Union {
     /// Renames a file or directory.
@@ -89,16 +86,16 @@ impl Union {
                 return Err(Errno::NOTEMPTY.into()); // before anything is copied up
             }
             prefer_link(source, &from, name);
-            self.copying().copy_up(source)?;
+            self.copying().copy_up_metadata(source)?;
             self.copying().copy_up(&from)?;
             self.copying().copy_up(&to)?;
             if let Some(target) = target {
                 prefer_link(target, &to, new_name);
                 if flags.exchange {
                     self.check_movable(target)?;
-                    self.copying().copy_up(target)?;
+                    self.copying().copy_up_metadata(target)?;
                 } else if counts_links(target) {
-                    self.copying().copy_up(target)?;
+                    self.copying().copy_up_metadata(target)?;
                 }
             }
             let mut involved = vec![&from, &to];
@@ -122,9 +119,25 @@ impl Union {
             allow_wh_name(&self.stack, &self.names, &to, new_name)?;
             let old = side(&self.stack, &from, name)?;
             let new = side(&self.stack, &to, new_name)?;
-            match (target, flags.exchange) {
-                (Some(target), true) => self.exchange(upper, &old, &new, source, target)?,
-                (target, _) => self.replace(upper, &old, &new, source, target)?,
+            let renamed = match (target, flags.exchange) {
+                (Some(target), true) => self.exchange(upper, &old, &new, source, target),
+                (target, _) => self.replace(upper, &old, &new, source, target),
+            };
+            match renamed {
+                Err(error) if redirect::is_refused(&error) => {
+                    // Without a redirect, metacopies need their data.
+                    let both = [Some(source), target.filter(|_| flags.exchange)];
+                    let metacopies = || both.iter().flatten().filter(|file| file.is_metacopy());
+                    if metacopies().next().is_none() {
+                        return Err(error);
+                    }
+                    drop(locks);
+                    for metacopy in metacopies() {
+                        self.copying().copy_up(metacopy)?;
+                    }
+                    continue;
+                }
+                other => other?,
             }
             if let Some(target) = target.filter(|_| !flags.exchange) {
                 locks.kill(target);
@@ -326,16 +339,18 @@ fn prepare_move(
     old: &RenameSide<'_>,
     new: &RenameSide<'_>,
 ) -> Result<()> {
-    let origin = inode.loc.read().upper.as_ref().is_some_and(|u| u.origin);
     let lowers = inode.dir.as_ref().map_or(0, |dir| dir.lowers.len());
-    if origin || lowers > 0 {
+    if inode.has_markers() || lowers > 0 {
         mark_impure(stack, names, new.parent)?;
+    }
+    if inode.is_metacopy() {
+        return redirect_metacopy(stack, upper, inode);
     }
     if inode.dir.is_none() {
         return Ok(());
     }
     if lowers > 0 {
-        return set_redirect(stack, upper, inode, old, new);
+        return redirect_dir(stack, upper, inode, old, new);
     }
     let merged_parent = new
         .parent
@@ -346,69 +361,6 @@ fn prepare_move(
         stack.with_upper(inode, |at| Ok(upper.mark_opaque(at)?))?;
     }
     Ok(())
-}
-
-/// Writes the `redirect` marker. It is a name while the directory stays in its parent, else an
-/// absolute path (fs/overlayfs/dir.c, `ovl_set_redirect`).
-fn set_redirect(
-    stack: &Stack,
-    upper: &Upper,
-    inode: &Inode,
-    old: &RenameSide<'_>,
-    new: &RenameSide<'_>,
-) -> Result<()> {
-    let same_dir = Arc::ptr_eq(old.parent, new.parent);
-    let current = redirect_of(stack, upper, inode)?;
-    if let Some(current) = &current
-        && (same_dir || current.starts_with(b"/"))
-    {
-        return Ok(());
-    }
-    let own = current.unwrap_or_else(|| old.name.to_vec());
-    let redirect = if same_dir {
-        own
-    } else {
-        absolute_redirect(stack, upper, old.parent, own)?
-    };
-    if redirect.len() > REDIRECT_LIMIT {
-        return Err(Errno::XDEV.into());
-    }
-    let set = stack.with_upper(inode, |at| {
-        Ok(upper.markers.set(at, Marker::Redirect, &redirect))
-    });
-    // There is no space for the xattr. EXDEV makes mv(1) copy, as with overlayfs.
-    set?.map_err(|_| Errno::XDEV.into())
-}
-
-fn redirect_of(stack: &Stack, upper: &Upper, inode: &Inode) -> Result<Option<Vec<u8>>> {
-    stack.with_upper(inode, |at| Ok(upper.layer.markers(at)?.redirect))
-}
-
-/// Returns the path of `name` in the lowers of `parent`, following redirects.
-fn absolute_redirect(
-    stack: &Stack,
-    upper: &Upper,
-    parent: &Arc<Inode>,
-    name: Vec<u8>,
-) -> Result<Vec<u8>> {
-    let mut parts = vec![name];
-    let mut at = Arc::clone(parent);
-    loop {
-        let link = at.loc.read().links.first().cloned();
-        let Some(link) = link else { break };
-        match redirect_of(stack, upper, &at)? {
-            Some(redirect) if redirect.starts_with(b"/") => {
-                parts.push(redirect[1..].to_vec());
-                break;
-            }
-            Some(redirect) => parts.push(redirect),
-            None => parts.push(link.name.to_vec()),
-        }
-        at = link.parent;
-    }
-    parts.push(Vec::new()); // the leading slash
-    parts.reverse();
-    Ok(parts.join(&b'/'))
 }
 
 /// Makes the upper side of an empty directory physically empty, so that a rename can replace

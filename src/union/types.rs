@@ -184,6 +184,15 @@ pub enum Caching {
     Direct,
 }
 
+/// What a request changes of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Its data or its size.
+    Data,
+    /// Its owner, mode, times, xattrs, flags or names.
+    Metadata,
+}
+
 /// What a sync writes to disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncExtent {

@@ -31,7 +31,7 @@ impl Union {
             return Err(Errno::NODATA.into());
         }
         let is_capability = name == CAPABILITY.to_bytes();
-        if is_capability && inode.capability.get() == Some(false) {
+        if is_capability && (inode.capability.get() == Some(false) || inode.is_bare_below()) {
             return Err(Errno::NODATA.into());
         }
         let value = self.stack.with_top_side(&inode, |at, dialect, side| {
@@ -143,7 +143,7 @@ impl Union {
         }
         let stored = Escape(dialect).stored(name)?;
         check_changeable(&self.stack, &inode)?;
-        self.copying().copy_up(&inode)?;
+        self.copying().copy_up_metadata(&inode)?;
         Ok((inode, stored))
     }
 

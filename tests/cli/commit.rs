@@ -9,9 +9,10 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use testkit::home::Home;
-use testkit::need;
 use testkit::need::{can_mount, has_tools};
 use testkit::store::{listing, sample};
+use testkit::tree::xattr;
+use testkit::{need, need_mounts};
 use unionfs::layer_tar::{Limits, unpack};
 use unionfs::oci::Reference;
 use unionfs::store::discovery::Environment;
@@ -229,6 +230,56 @@ fn a_commit_mounts_as_what_was_committed() {
     );
     assert_eq!(home.json(["prune", "--json"])["items"], json!([]));
 }
+
+/// A layer tar has the data of metacopies, and none of their markers.
+#[test]
+fn metacopies_are_committed_with_their_data() {
+    need_mounts!();
+    let home = home();
+    let mnt = home.path("mnt");
+    home.run(["umount", "mnt"]).ok();
+    home.run([
+        "mount",
+        "--name",
+        "meta",
+        "-o",
+        "metacopy=on",
+        "base:1",
+        "mnt",
+    ])
+    .ok();
+    std::os::unix::fs::chown(mnt.join("etc/conf"), Some(5), Some(5)).unwrap();
+    std::fs::rename(mnt.join("srv/a"), mnt.join("moved")).unwrap();
+    let mode = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(mnt.join("keep"), mode).unwrap();
+    let marked = |name: &str| {
+        let diffs = std::fs::read_dir(home.path("own/overlay2")).unwrap();
+        let paths = diffs.map(|dir| dir.unwrap().path().join("diff").join(name));
+        let is_marked = |path: &std::path::PathBuf| xattr(path, MARKER).is_ok();
+        paths.filter(is_marked).count()
+    };
+    for name in ["etc/conf", "moved", "keep"] {
+        assert_eq!(marked(name), 1, "{name} is a metacopy in the named layer");
+    }
+    let changed = "C /etc\nC /etc/conf\nC /keep\nC /kept-too\nA /moved\nC /srv\nD /srv/a\n";
+    assert_eq!(home.run(["diff", "meta"]).ok(), changed);
+    assert_eq!(home.run(["cat", "meta", "/moved"]).ok(), "a");
+    let truth = listing::of_dir(&mnt);
+    home.run(["commit", "-q", "meta", "made:1"]).ok();
+    home.run(["export", "-q", "meta", "-o", "meta.tar"]).ok();
+    home.run(["umount", "mnt"]).ok();
+    home.run(["export", "-q", "made:1", "-o", "made.tar"]).ok();
+    let tar = |name: &str| std::fs::read(home.path(name)).unwrap();
+    assert!(tar("meta.tar") == tar("made.tar"));
+    home.run(["mount", "--read-only", "made:1", "mnt"]).ok();
+    listing::assert_same("commit", &listing::of_dir(&mnt), &truth);
+    assert_eq!(std::fs::read_to_string(mnt.join("moved")).unwrap(), "a");
+    assert_eq!(marked("moved"), 1, "only in the named layer");
+    let verified = home.run(["verify", "--all"]).ok();
+    assert!(verified.ends_with("no damage\n"), "{verified}");
+}
+
+const MARKER: &[u8] = b"trusted.overlay.metacopy";
 
 #[test]
 fn an_export_is_the_mounted_tree() {

@@ -201,6 +201,7 @@ impl Lowers for Memory {
             stat: node.stat,
             data: None,
             id: Some(id),
+            is_bare: false,
         })
     }
 

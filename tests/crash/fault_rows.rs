@@ -100,8 +100,8 @@ fn of_set_id_bits_that_fall() {
 #[test]
 fn of_renames_without_devices() {
     let setup = |prepare| Setup {
-        prepare,
         without: Some((libc::SYS_mknodat, libc::EPERM)),
+        ..Setup::from(prepare)
     };
     // Both names are in the upper; only the source is; the target is new; and a directory.
     let both = "write both.txt 0 x\nwrite plain.txt 0 x";
@@ -150,9 +150,15 @@ fn fail_always(prepare: &str, change: &str, call: i64) {
         f.ok(change);
         (old, f.tree())
     };
-    let states = States { old, new, mask };
-    let without = Some((call, libc::EIO));
-    let mut f = Setup { prepare, without }.start();
+    let mut setup = Setup::from(prepare);
+    setup.without = Some((call, libc::EIO));
+    let states = States {
+        old,
+        new,
+        mask,
+        copies: setup.copies,
+    };
+    let mut f = setup.start();
     let answers = f.run(change);
     let about = format!("{change} without system call {call}: {answers:?}");
     let errors: Vec<_> = answers.iter().filter_map(|a| a.as_ref().err()).collect();

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use testkit::fixture::Fixture;
 use testkit::layers::{Form, standard, write_all};
-use testkit::mount::{KERNEL, Scratch, Stack, subject};
+use testkit::mount::{Fs, KERNEL, Scratch, Stack, subject};
 use testkit::need::has_tools;
 use testkit::strace::Trace;
 use testkit::tree::{self, Mask, Tree};
@@ -74,25 +74,54 @@ fn differences(old: &Tree, new: &Tree, now: &Tree, mask: &Mask) -> Vec<String> {
     }
 }
 
+/// The mounts of a union: unionfs and kernel overlayfs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copies {
+    /// Copy-up copies the data.
+    Whole,
+    /// Changes of metadata copy no data (`metacopy=on`).
+    Metadata,
+}
+
+impl Copies {
+    fn union(self) -> Fs {
+        match self {
+            Self::Whole => subject(),
+            Self::Metadata => Fs::Unionfs("metacopy=on"),
+        }
+    }
+
+    fn kernel(self) -> Fs {
+        match self {
+            Self::Whole => KERNEL,
+            Self::Metadata => Fs::Kernel("index=on,redirect_dir=on,metacopy=on,xino=auto"),
+        }
+    }
+}
+
 /// A union over the standard layers, after `prepare`, with a system call that always fails for the
 /// server, and its error.
 #[derive(Clone, Copy)]
 pub(crate) struct Setup<'s> {
     pub(crate) prepare: &'s str,
     pub(crate) without: Option<(i64, i32)>,
+    pub(crate) copies: Copies,
 }
 
 impl<'s> From<&'s str> for Setup<'s> {
     fn from(prepare: &'s str) -> Self {
-        let without = None;
-        Self { prepare, without }
+        Self {
+            prepare,
+            without: None,
+            copies: Copies::Whole,
+        }
     }
 }
 
 impl Setup<'_> {
     /// Mounts the union.
     pub(crate) fn start(self) -> Fixture {
-        let mut f = start(self.prepare);
+        let mut f = start_as(self.copies, self.prepare);
         let Some((call, error)) = self.without else {
             return f;
         };
@@ -111,13 +140,17 @@ impl Setup<'_> {
 
 /// Starts a union over the standard layers, after `prepare`.
 pub(crate) fn start(prepare: &str) -> Fixture {
+    start_as(Copies::Whole, prepare)
+}
+
+fn start_as(copies: Copies, prepare: &str) -> Fixture {
     let scratch = Scratch::tmpfs();
     let stack = Stack {
         lowers: write_all(&standard(), scratch.path(), Form::Kernel),
         upper: Some((scratch.dir("upper"), scratch.dir("work"))),
         mnt: scratch.dir("mnt"),
     };
-    let mut f = Fixture::over(&subject(), scratch, stack);
+    let mut f = Fixture::over(&copies.union(), scratch, stack);
     if !prepare.is_empty() {
         f.ok(prepare);
         // The server has cached nothing that a new server would not know.
@@ -131,6 +164,7 @@ pub(crate) struct States {
     pub(crate) old: Tree,
     pub(crate) new: Tree,
     pub(crate) mask: Mask,
+    pub(crate) copies: Copies,
 }
 
 /// Asserts that after a failure the union is one of the two trees, for every implementation that
@@ -149,7 +183,7 @@ pub(crate) fn look(f: &mut Fixture, states: &States, mask: &Mask, about: &str) {
         let staged: Vec<_> = std::fs::read_dir(work).unwrap().collect();
         assert!(staged.is_empty(), "{about}: {staged:?} is left");
     }
-    let kernel = KERNEL.mount(&f.stack);
+    let kernel = states.copies.kernel().mount(&f.stack);
     let theirs = tree::list(kernel.path());
     kernel.unmount();
     f.remount();
@@ -166,7 +200,7 @@ fn is_time_put_back(call: &str) -> bool {
 
 /// Tries `change` with one of its calls failing; returns whether the call was made.
 fn fail(setup: Setup<'_>, change: &str, (one, error): (&Use, &str), states: &States) -> bool {
-    let States { old, new, mask } = states;
+    let States { old, new, mask, .. } = states;
     let mut f = setup.start();
     let trace = fault(&f, CALLS, Some((one, error)));
     let answers = f.run(change);
@@ -215,7 +249,13 @@ pub(crate) fn fail_each_call<'s>(setup: impl Into<Setup<'s>>, change: &str) {
     };
     let uses = uses(&calls);
     assert!(!uses.is_empty(), "nothing traced in {change}");
-    let states = States { old, new, mask };
+    let copies = setup.copies;
+    let states = States {
+        old,
+        new,
+        mask,
+        copies,
+    };
     let all = std::env::var("UNIONFS_FAULTS").is_ok_and(|v| v == "all");
     let mut failed = 0;
     for (n, one) in uses.iter().enumerate() {
@@ -235,6 +275,21 @@ fn of_a_copy_up() {
     fail_each_call("", "write big.bin 5 changed");
     fail_each_call("", "chmod plain.txt 600");
     fail_each_call("", "chown link-rel 1 1");
+}
+
+/// Copy-ups of metadata, the completion of one, and redirects of files.
+#[test]
+fn of_metacopies() {
+    let setup = |prepare| Setup {
+        prepare,
+        without: None,
+        copies: Copies::Metadata,
+    };
+    fail_each_call(setup(""), "chmod big.bin 600");
+    fail_each_call(setup("chmod big.bin 600"), "write big.bin 5 changed");
+    fail_each_call(setup(""), "chown h1 5 5");
+    fail_each_call(setup(""), "rename plain.txt merged/plain");
+    fail_each_call(setup(""), "link plain.txt merged/second");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use testkit::layers::{self, Form};
-use testkit::mount::{KERNEL, Scratch, Stack, UNIONFS, poll};
+use testkit::mount::{Fs, KERNEL, Scratch, Stack, UNIONFS, poll};
 use testkit::need_mounts;
 use testkit::tree::{self, Mask};
 
@@ -59,6 +59,17 @@ fn change(names: &mut Names<'_>) -> std::io::Result<()> {
 #[test]
 fn the_tree_is_whole_and_the_kernels_too() {
     need_mounts!();
+    kill_in_the_middle(&UNIONFS, &KERNEL);
+}
+
+#[test]
+fn metacopies_are_whole_and_the_kernels_too() {
+    need_mounts!();
+    let kernel = Fs::Kernel("index=on,redirect_dir=on,metacopy=on,xino=auto");
+    kill_in_the_middle(&Fs::Unionfs("metacopy=on"), &kernel);
+}
+
+fn kill_in_the_middle(union: &Fs, kernel: &Fs) {
     let scratch = Scratch::disk();
     let stack = Stack {
         lowers: layers::write_all(&layers::standard(), scratch.path(), Form::Kernel),
@@ -67,7 +78,7 @@ fn the_tree_is_whole_and_the_kernels_too() {
     };
     let lowers: Vec<_> = stack.lowers.iter().map(|l| tree::list_raw(l)).collect();
     for round in 0..ROUNDS {
-        let mounted = UNIONFS.mount(&stack);
+        let mounted = union.mount(&stack);
         let servers = mounted.servers().to_vec();
         let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
@@ -92,12 +103,12 @@ fn the_tree_is_whole_and_the_kernels_too() {
             stop.store(true, Ordering::Relaxed);
         });
         drop(mounted);
-        let mounted = UNIONFS.mount(&stack);
+        let mounted = union.mount(&stack);
         let ours = tree::list(mounted.path());
         mounted.unmount();
-        let kernel = KERNEL.mount(&stack);
-        let theirs = tree::list(kernel.path());
-        kernel.unmount();
+        let overlay = kernel.mount(&stack);
+        let theirs = tree::list(overlay.path());
+        overlay.unmount();
         tree::assert_same(&format!("round {round}"), &theirs, &ours, &Mask::ALL);
         let staging = stack.upper.as_ref().unwrap().1.join("work");
         let left = fs::read_dir(staging).unwrap().count();

@@ -188,6 +188,30 @@ fn a_copy_up_is_whole_or_not_there() {
     }
 }
 
+/// Metacopies are not synced. The journal has the marker before the name, so that a name never leads
+/// to a file of zeros. Their completion is synced before it is visible.
+#[test]
+fn a_metacopy_is_whole_or_not_there() {
+    need_mounts!();
+    let m = need!(Machine::start("metacopy=on"));
+    for (name, mode) in [("big", 0o600), ("other", 0o640), ("dir/f", 0o604)] {
+        testkit::mount::chmod(&m.at(name), mode);
+        let trigger = File::create(m.disk.path().join("trigger")).unwrap();
+        trigger.sync_all().unwrap();
+        m.cut(|root| {
+            assert!(fs::read(root.join(name)).unwrap() == big(), "{name}");
+            assert_eq!(mode_of(root, name), mode, "the journal was written");
+        });
+        let file = OpenOptions::new().write(true).open(m.at(name)).unwrap();
+        file.write_all_at(b"B", 0).unwrap();
+        trigger.sync_all().unwrap();
+        m.cut(|root| {
+            let found = fs::read(root.join(name)).unwrap();
+            assert!(found[1..] == big()[1..], "{name}");
+        });
+    }
+}
+
 /// A clone is not synced, and its name still refers to the complete file.
 #[test]
 fn a_clone_is_whole_or_not_there() {

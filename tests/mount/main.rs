@@ -32,6 +32,7 @@ mod link;
 mod lookup;
 mod lower_unchanged;
 mod lseek;
+mod metacopy;
 mod mkdir;
 mod mknod;
 mod non_root;

@@ -22,6 +22,8 @@ use crate::{random, scenarios};
 
 /// Copies up only the metadata if only that changes.
 const METACOPY: Fs = Fs::Kernel("index=on,redirect_dir=on,metacopy=on,xino=auto");
+/// The same by unionfs.
+const OUR_METACOPY: Fs = Fs::Unionfs("metacopy=on");
 
 fn spec(stack: &Stack) -> StackSpec {
     let layer = |path: &PathBuf| LayerSpec::open(path, Dialect::KERNEL).unwrap();
@@ -199,7 +201,7 @@ fn check_layer(stack: &Stack, scratch: &Scratch, tar: &[u8], after: &Tree) -> Ve
 #[test]
 fn every_scenario_is_told_and_packed() {
     need_mounts!();
-    for fs in [KERNEL, METACOPY, subject()] {
+    for fs in [KERNEL, METACOPY, OUR_METACOPY, subject()] {
         for (name, text) in scenarios::all() {
             let found = check(&fs, &layers::standard(), &script::parse(text));
             assert!(found.is_empty(), "{fs:?}: {name}:\n{}", found.join("\n"));
@@ -213,7 +215,7 @@ fn random_uppers_are_told_and_packed() {
     let strategy = (
         vec(random::layer(), 1..4).prop_map(random::prune),
         random::script(),
-        prop::sample::select(vec![KERNEL, METACOPY, subject()]),
+        prop::sample::select(vec![KERNEL, METACOPY, OUR_METACOPY, subject()]),
     );
     let seed = random::rand_seed();
     let result = random::runner(seed).run(&strategy, |(layers, script, fs)| {

@@ -38,6 +38,15 @@ pub(crate) const ON: Mode = Mode {
     uppers: false,
 };
 
+/// As [`ON`], with metacopies in the uppers of both. Passed through, an open for writing copies the
+/// data, as in the kernel.
+pub(crate) const METACOPY: Mode = Mode {
+    kernel: ON.kernel,
+    union: Fs::Unionfs("redirect_dir=on,metacopy=on,io=passthrough"),
+    maker: ON.maker,
+    uppers: true,
+};
+
 /// No metacopies: with `metacopy=off` the kernel would refuse to read them.
 pub(crate) const PLAIN: Mode = Mode {
     kernel: Fs::Kernel("index=on,redirect_dir=on,metacopy=off,xino=auto"),
@@ -168,6 +177,18 @@ const SEED: u64 = 19_991_231;
 fn fixed_seed_on() {
     need_mounts!();
     assert_none(hunt(&ON, true, SEED));
+}
+
+#[test]
+fn fixed_seed_metacopy() {
+    need_mounts!();
+    assert_none(hunt(&METACOPY, true, SEED));
+}
+
+#[test]
+fn fresh_seed_metacopy() {
+    need_mounts!();
+    assert_none(hunt(&METACOPY, true, fresh()));
 }
 
 #[test]

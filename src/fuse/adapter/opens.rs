@@ -11,7 +11,7 @@ use crate::fuse::operations::{
 };
 use crate::fuse::passthrough::{Opens, is_writer};
 use crate::fuse::wire::abi::{FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE};
-use crate::union::{EntryRef, Result, Union};
+use crate::union::{Change, EntryRef, Result, Union};
 
 impl Adapter {
     pub(super) fn open_file(
@@ -36,7 +36,8 @@ impl Adapter {
         }
         // The kernel holds no lock of the inode during an open.
         let work = Work::slow_if(
-            writes && self.union.needs_copy_up(ino.0) || truncate && opens.may_wait(ino.0),
+            writes && self.union.needs_copy_up(ino.0, Change::Data)
+                || truncate && opens.may_wait(ino.0),
         );
         let notices = Arc::clone(&self.notices);
         let table = Arc::clone(&opens);

@@ -15,7 +15,7 @@ use crate::fuse::operations::{
 use crate::fuse::passthrough::Opens;
 use crate::fuse::request_scope;
 use crate::union::{
-    Caching, FileFlags, Position, RenameFlags, SetAttr, SyncExtent, Union, XattrFlags,
+    Caching, Change, FileFlags, Position, RenameFlags, SetAttr, SyncExtent, Union, XattrFlags,
 };
 
 /// The maximum length of one copy_file_range: the limit of the kernel for one call (MAX_RW_COUNT).
@@ -84,10 +84,11 @@ impl Operations for Adapter {
         if !self.says_kills && (change.size, change.uid, change.gid) != (None, None, None) {
             change.drops_set_id |= unsaid_bits(context) == SetIdBits::Dropped;
         }
+        let kind = change.size.map_or(Change::Metadata, |_| Change::Data);
         let (opens, notices) = (self.opens.clone(), Arc::clone(&self.notices));
         let table = opens.clone();
         self.attempt(
-            Work::slow_if(self.union.needs_copy_up(ino.0)),
+            Work::slow_if(self.union.needs_copy_up(ino.0, kind)),
             move |union| {
                 // A program may have run from the file, and others may still have it open.
                 let _writing = match (&table, change.size) {
@@ -261,7 +262,7 @@ impl Operations for Adapter {
         } else {
             set_id
         };
-        let work = Work::slow_if(self.union.needs_copy_up(ino.0));
+        let work = Work::slow_if(self.union.needs_copy_up(ino.0, Change::Data));
         let notices = Arc::clone(&self.notices);
         let write = move |union: &Union, data: &[u8]| {
             with_loss(&*notices, context, set_id, |loss| {
@@ -337,7 +338,7 @@ impl Operations for Adapter {
         // assumed.
         flags.drops_set_gid = kill_sgid.unwrap_or(context.uid != 0);
         let (name, value) = (name.to_vec(), value.to_vec());
-        let work = Work::slow_if(self.union.needs_copy_up(ino.0));
+        let work = Work::slow_if(self.union.needs_copy_up(ino.0, Change::Metadata));
         let job = move |union: &Union| union.setxattr(ino.0, &name, &value, flags);
         self.attempt(work, job, |result| reply.result(result));
     }
@@ -371,7 +372,7 @@ impl Operations for Adapter {
             return reply.error(libc::ENOSYS);
         }
         let name = name.to_vec();
-        let work = Work::slow_if(self.union.needs_copy_up(ino.0));
+        let work = Work::slow_if(self.union.needs_copy_up(ino.0, Change::Metadata));
         let job = move |union: &Union| union.removexattr(ino.0, &name);
         self.attempt(work, job, |result| reply.result(result));
     }
@@ -407,7 +408,7 @@ impl Operations for Adapter {
                 union.fallocate(ino.0, range.mode, offset, length, loss)
             })
         };
-        let work = Work::slow_if(self.union.needs_copy_up(ino.0));
+        let work = Work::slow_if(self.union.needs_copy_up(ino.0, Change::Data));
         self.attempt(work, allocate, |result| reply.result(result));
     }
 
@@ -436,7 +437,7 @@ impl Operations for Adapter {
         let length = range.length.min(MAX_COPY);
         let work = Work::slow_if(
             length >= SLOW_COPY
-                || self.union.needs_copy_up(range.to.0)
+                || self.union.needs_copy_up(range.to.0, Change::Data)
                 || self.may_wait(range.from),
         );
         let copy = move |union: &Union| {

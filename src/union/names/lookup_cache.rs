@@ -61,12 +61,14 @@ impl Cached {
         };
         let upper = UpperFound {
             origin: copy.marked,
+            metacopy: copy.metacopy.is_some(),
             protection: inode.protection.get(),
             in_lower: Some(true),
             ..UpperFound::new(stat)
         };
         Some(Self::Positive(Arc::new(Resolved {
             dirs: dirs.unwrap_or_default(),
+            file: copy.metacopy.clone(),
             ..Resolved::in_upper(inode.kind, upper, inode.ino)
         })))
     }

@@ -242,7 +242,7 @@ pub fn compare_on(left: &Fs, right: &Fs, case: &Case<'_>, base: Option<Refusing>
             ..mask
         };
         let uppers = tree::diff(&l.upper, &r.upper, &mask);
-        section(&mut lines, "uppers", uppers);
+        section(&mut lines, "uppers", without_completions(left, uppers));
     }
     lines.extend(l.check_remounts(right, &mask));
     lines.extend(r.check_remounts(left, &mask));
