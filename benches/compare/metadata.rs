@@ -34,7 +34,10 @@ pub(crate) const ALL: &[Workload] = &[
 ];
 
 /// These run after all that need the tree.
-pub(crate) const LAST: &[Workload] = &[row("rm -rf of a lower tree", rm_rf)];
+pub(crate) const LAST: &[Workload] = &[
+    row("rm -rf of a lower tree", rm_rf),
+    row("chown of all files of an image", chown),
+];
 
 /// These run also on other numbers of layers.
 pub(crate) const DEPTH: &[(&str, Run)] = &[
@@ -270,6 +273,16 @@ fn rm_rf(bed: &mut Bed<'_>) -> Outcome {
         .find(|d| d.exists())
         .ok_or("nothing to remove")?;
     timed(|| fs::remove_dir_all(dir))
+}
+
+/// Changes the owner of all files below the image's directories, as `chown -R` does.
+fn chown(bed: &mut Bed<'_>) -> Outcome {
+    let files = files(bed, "", usize::MAX)?;
+    bed.remount();
+    timed(|| {
+        let owner = |file: &PathBuf| std::os::unix::fs::lchown(file, Some(1), Some(1));
+        files.iter().try_for_each(owner)
+    })
 }
 
 /// Returns the milliseconds at the given share of a sorted list.

@@ -353,6 +353,7 @@ const COLUMNS: &str = "\
   message, and each write is a message.
 - unionfs writeback: `io=cached,writeback`, for the rows where it matters. The kernel collects
   writes. They are lost with the server until the file is closed or synced.
+- unionfs metacopy=on, kernel metacopy=on: changes of metadata copy no data. Only for the row of chown.
 - unionfs transport=uring: as the first, over io_uring (`enable_uring` is Y).
 - fuse-overlayfs: on the same directories.
 - plain: an ordinary directory with the same files, without a union.

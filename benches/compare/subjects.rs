@@ -15,6 +15,11 @@ use crate::layers::Layers;
 
 /// Kernel overlayfs with its defaults, to which the ratios refer.
 const KERNEL: Fs = Fs::Kernel("redirect_dir=on,metacopy=off");
+/// The column with metacopies, which only rows that change metadata of lower files have.
+const KERNEL_METACOPY: Fs = Fs::Kernel("redirect_dir=on,metacopy=on,index=on");
+const METACOPY_NAME: &str = "kernel metacopy=on";
+/// The rows that the columns with metacopies have.
+const METACOPY_ROWS: &str = "chown ";
 
 /// The way in which a subject shows the files.
 #[derive(Clone, Debug)]
@@ -85,10 +90,10 @@ impl Subject {
                 command.args(["-o", &stack.options()]).arg(&stack.mnt);
                 command
             }
-            How::Overlay(_) => kernel_command(stack),
+            How::Overlay(_) => kernel_command(&self.name, stack),
             How::Image(options) => image_command(options, layers, image, stack),
         };
-        let is_kernel = self.name == "kernel";
+        let is_kernel = matches!(self.how, How::Overlay(Fs::Kernel(_)));
         let _uring = self.name.contains("uring").then(|| Switch::set("Y"));
         let start = Instant::now();
         let output = command.output().unwrap();
@@ -117,9 +122,10 @@ const NO_UPPER: &str = "none";
 
 /// Returns a command that runs this program again to mount kernel overlayfs: mount(8) accepts at
 /// most a page of options.
-fn kernel_command(stack: &Stack) -> Command {
+fn kernel_command(subject: &str, stack: &Stack) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.arg("--bench").arg("--mount-kernel").arg(&stack.mnt);
+    command.args(["--bench", "--mount-kernel", subject]);
+    command.arg(&stack.mnt);
     match &stack.upper {
         Some((upper, work)) => command.arg(upper).arg(work),
         None => command.args([NO_UPPER, NO_UPPER]),
@@ -128,14 +134,19 @@ fn kernel_command(stack: &Stack) -> Command {
     command
 }
 
-/// Mounts kernel overlayfs for [`kernel_command`]. The arguments are mountpoint, upper, work (both
-/// [`NO_UPPER`]: read-only) and lowers.
+/// Mounts kernel overlayfs for [`kernel_command`]. The arguments are the subject, mountpoint, upper,
+/// work (both [`NO_UPPER`]: read-only) and lowers.
 pub(crate) fn mount_kernel(places: &[PathBuf]) {
-    let [mnt, upper, work, lowers @ ..] = places else {
-        panic!("--mount-kernel MNT UPPER WORK LOWER...");
+    let [subject, mnt, upper, work, lowers @ ..] = places else {
+        panic!("--mount-kernel SUBJECT MNT UPPER WORK LOWER...");
+    };
+    let fs = if subject.as_os_str() == METACOPY_NAME {
+        KERNEL_METACOPY
+    } else {
+        KERNEL
     };
     let has_upper = upper.as_os_str() != NO_UPPER;
-    let mounted = KERNEL.mount(&Stack {
+    let mounted = fs.mount(&Stack {
         lowers: lowers.to_vec(),
         upper: has_upper.then(|| (upper.clone(), work.clone())),
         mnt: mnt.clone(),
@@ -174,6 +185,14 @@ pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
         Subject {
             only: "fio",
             ..one("unionfs writeback", How::Image("writeback"))
+        },
+        Subject {
+            only: METACOPY_ROWS,
+            ..one(METACOPY_NAME, How::Overlay(KERNEL_METACOPY))
+        },
+        Subject {
+            only: METACOPY_ROWS,
+            ..one("unionfs metacopy=on", How::Image("metacopy=on"))
         },
         Subject {
             on_request: true,
