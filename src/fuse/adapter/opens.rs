@@ -42,9 +42,10 @@ impl Adapter {
         let notices = Arc::clone(&self.notices);
         let table = Arc::clone(&opens);
         let open = move |union: &Union| {
-            let _writing = match writes {
-                true => table.write(union, ino.0)?,
-                false => None,
+            let _writing = if writes {
+                table.write(union, ino.0)?
+            } else {
+                None
             };
             match (truncate, writes) {
                 (true, _) => with_loss(&*notices, context, set_id, |loss| {
