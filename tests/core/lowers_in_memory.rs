@@ -134,6 +134,7 @@ impl Source for InMemory {
                     KnownDir {
                         stat,
                         xwhiteouts: false,
+                        wh_files: false,
                     },
                 )
             };
