@@ -57,7 +57,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     // This happens before the sandbox is entered, which has no directory for the files.
     let scratch = Staging::of_files(SCRATCH_FILES)?;
     let mut cage = args.sandbox.cage("verify")?;
-    let mut places = cage.stores(root)?;
+    let names: Vec<&str> = image.as_deref().into_iter().collect();
+    let mut places = cage.stores(root, &names)?;
     args.pool.open(&mut places)?;
     let stores = cage.enter_with_stores(places)?;
     let work = args
@@ -89,6 +90,10 @@ fn text(report: &Report) -> String {
     let mut text = String::new();
     for problem in &report.problems {
         text += &one_line(&format!("{}: {}", problem.of, problem.what));
+        text.push('\n');
+    }
+    for note in &report.notes {
+        text += &one_line(&format!("{}: {}", note.of, note.what));
         text.push('\n');
     }
     let count = |n: usize, what: &str| match n {

@@ -25,7 +25,7 @@ use super::expected::{Attributes, Node, Want, value_of};
 use super::expected_entries::ExpectedEntries;
 use super::extractor::{DIR, open_beneath, open_in, split};
 use super::header::EntryKind;
-use super::rebuild::Damage;
+use super::rebuild::{Cause, Damage};
 use super::whiteout::{is_below_note, is_whited_out};
 use crate::layer::Dialect;
 use crate::layer::at::{At, Stat};
@@ -87,6 +87,11 @@ impl Compare<'_> {
             run.find_opaque(&mut expected)?;
         }
         while let Some(want) = expected.current() {
+            if want.maybe_gone && run.stat(&want.path).is_err() {
+                run.not_kept(want);
+                expected.advance()?;
+                continue;
+            }
             if want.is_named()
                 && let Err(what) = run.path(want, expected.has_below(&want.path))
             {
@@ -139,7 +144,20 @@ impl Run<'_, '_> {
         (self.damaged)(Damage {
             path: path.to_vec(),
             what,
+            cause: Cause::Damaged,
         });
+    }
+
+    /// Reports what a later whiteout of the tar has removed, if its content is needed.
+    fn not_kept(&mut self, want: &Want) {
+        let has_content = |node: &Node| node.kind == EntryKind::Regular && node.size > 0;
+        if want.node.as_ref().is_some_and(has_content) {
+            (self.damaged)(Damage {
+                path: want.path.clone(),
+                what: "is removed by a later whiteout of the tar".to_owned(),
+                cause: Cause::NotKept,
+            });
+        }
     }
 
     /// Returns the attributes of a path, and whether it was found without symlinks.

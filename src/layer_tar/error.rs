@@ -85,6 +85,16 @@ pub enum Error {
         /// The damage.
         what: String,
     },
+    /// The engine that unpacked the layer has not kept the content of an entry.
+    #[error(
+        "entry {path} of the layer's tar {what}: the tar cannot be made again, by the engine neither; get the image from its registry or archive"
+    )]
+    NotKept {
+        /// The path in the tar, quoted and shortened.
+        path: String,
+        /// The reason.
+        what: String,
+    },
     /// The output cannot be written.
     #[error("cannot write the {what}: {source}{}", io_remedy(source))]
     Write {

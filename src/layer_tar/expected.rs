@@ -63,6 +63,9 @@ pub(super) struct Want {
     /// Whether there may be a whiteout of it: engines make one of a reserved name of AUFS
     /// (`.wh..wh.plnk`: of `.wh.plnk`), while this program does not.
     pub(super) maybe_whiteout: bool,
+    /// Whether engines may have removed it again: the tar has a whiteout later whose own name is that of
+    /// a directory above.
+    pub(super) maybe_gone: bool,
     /// The attributes of the last hard link to it: Docker sets those, this program keeps the file's
     /// own.
     pub(super) relinked: Option<Attributes>,

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, BufRead};
 
+use super::clean;
 use super::error::{Error, Result};
 use super::expected::{Node, Subject, Want, attributes_of, target_of};
 use super::expected_record as record;
@@ -37,6 +38,17 @@ fn is_below(key: &[u8], above: &[u8]) -> bool {
     }
 }
 
+/// Returns the own path of a whiteout, which engines remove before they make the whiteout. One that is
+/// a directory removes no directory.
+pub(super) fn removed_by(entry: &Entry, subject: &Subject) -> Option<Vec<u8>> {
+    let is_marker = matches!(
+        subject,
+        Subject::Whiteout(_) | Subject::Opaque(_) | Subject::Note(_)
+    );
+    let removes = is_marker && entry.kind != EntryKind::Directory;
+    clean(&entry.name).filter(|_| removes)
+}
+
 /// All entries of a tar, path by path, in the order of [`order`].
 pub(super) struct ExpectedEntries<'f> {
     sorted: Sorted<'f>,
@@ -48,6 +60,8 @@ pub(super) struct ExpectedEntries<'f> {
     /// Ancestors of the next path that stopped being directories at some entry: their keys, and the
     /// number of that entry.
     cuts: Vec<(Vec<u8>, u64)>,
+    /// The same for ancestors that engines may have removed.
+    maybe_cuts: Vec<(Vec<u8>, u64)>,
     current: Option<Want>,
     ahead: Option<Want>,
 }
@@ -91,6 +105,7 @@ impl<'f> ExpectedEntries<'f> {
         self.sorted.again().map_err(kept)?;
         self.record = self.sorted.next().map_err(kept)?;
         self.cuts.clear();
+        self.maybe_cuts.clear();
         self.ahead = self.group()?;
         self.advance()
     }
@@ -127,7 +142,10 @@ impl<'f> ExpectedEntries<'f> {
         while let Some((key, value)) = self.record.take() {
             self.cuts.retain(|(above, _)| is_below(&key, above));
             let gone = self.cuts.iter().map(|(_, cut)| *cut).max().unwrap_or(0);
+            self.maybe_cuts.retain(|(above, _)| is_below(&key, above));
+            let maybe_gone = self.maybe_cuts.iter().map(|(_, cut)| *cut).max();
             let mut path = OnePath::new(&key, gone);
+            path.maybe_gone = maybe_gone.unwrap_or(0);
             let mut value = Some(value);
             while let Some(record) = value.take() {
                 path.take(&record)?;
@@ -137,6 +155,9 @@ impl<'f> ExpectedEntries<'f> {
                 }
             }
             self.replaced |= path.replaced;
+            if path.maybe_cut > 0 {
+                self.maybe_cuts.push((key.clone(), path.maybe_cut));
+            }
             if path.cut > 0 {
                 self.cuts.push((key, path.cut));
             }
@@ -155,6 +176,9 @@ struct OnePath {
     gone: u64,
     /// Paths below whose records are earlier than this one were removed.
     cut: u64,
+    /// As `gone` and `cut`, for what engines may have removed.
+    maybe_gone: u64,
+    maybe_cut: u64,
     /// The first hard link to the path.
     linked: Option<u64>,
     replaced: bool,
@@ -170,6 +194,8 @@ impl OnePath {
             want,
             gone,
             cut: 0,
+            maybe_gone: 0,
+            maybe_cut: 0,
             linked: None,
             replaced: false,
         }
@@ -185,6 +211,11 @@ impl OnePath {
         if number < self.gone {
             return Ok(());
         }
+        if record == record::MAYBE_GONE_BELOW {
+            self.maybe_cut = number;
+            return Ok(());
+        }
+        self.want.maybe_gone = number < self.maybe_gone;
         let was = self.want.node.take();
         record::take(&mut self.want, record)?;
         if !record::is_node(record) {
@@ -237,6 +268,7 @@ impl<'f> Collecting<'f> {
             sorted: self.sorter.finish().map_err(kept)?,
             record: None,
             cuts: Vec::new(),
+            maybe_cuts: Vec::new(),
             current: None,
             ahead: None,
         };
@@ -251,7 +283,11 @@ impl<'f> Collecting<'f> {
     }
 
     fn add(&mut self, entry: Entry) -> Result<()> {
-        match Subject::of(&entry)? {
+        let subject = Subject::of(&entry)?;
+        if let Some(path) = removed_by(&entry, &subject) {
+            self.put(&path, record::MAYBE_GONE_BELOW)?;
+        }
+        match subject {
             Subject::Nothing => Ok(()),
             Subject::Opaque(path) => {
                 self.has_opaque = true;
@@ -296,6 +332,9 @@ impl<'f> Collecting<'f> {
         }
         for (path, attributes) in &tree.relinked {
             self.put(path, &record::of_relinked(attributes))?;
+        }
+        for path in &tree.removed {
+            self.put(path, record::MAYBE_GONE_BELOW)?;
         }
         for path in &tree.opaque {
             self.has_opaque = true;

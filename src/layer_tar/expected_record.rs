@@ -4,6 +4,7 @@
 //! u8 1 node: u8 kind, attributes, u64 size, u32 u32 device, u8 may be opaque, text link, then text name, text value
 //!            of each xattr
 //! u8 2 whiteout    u8 3 opaque    u8 4 attributes of a hard link to it    u8 5 maybe a whiteout
+//! u8 6 what is below may be gone
 //! attributes: u32 mode, u32 uid, u32 gid, i64 seconds, u32 nanoseconds
 //! text: u32 length, bytes
 //! ```
@@ -46,6 +47,9 @@ fn put_text(out: &mut Vec<u8>, text: &[u8]) {
     out.extend(u32::try_from(text.len()).unwrap_or(u32::MAX).to_ne_bytes());
     out.extend(text);
 }
+
+/// The record of a whiteout under its own name: engines remove what has that name.
+pub(super) const MAYBE_GONE_BELOW: &[u8] = &[6];
 
 /// Returns the record of a file in the tar.
 pub(super) fn of_node(node: &Node) -> Vec<u8> {
@@ -112,6 +116,7 @@ pub(super) fn take(want: &mut Want, record: &[u8]) -> Result<()> {
             [tag] if WHITEOUT == [tag] => want.whiteout = true,
             [tag] if OPAQUE == [tag] => want.opaque = true,
             [tag] if MAYBE_WHITEOUT == [tag] => want.maybe_whiteout = true,
+            [tag] if MAYBE_GONE_BELOW == [tag] => {}
             _ => return None,
         }
         Some(())

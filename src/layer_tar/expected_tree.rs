@@ -9,6 +9,7 @@ use std::io::BufRead;
 
 use super::error::{Error, Result};
 use super::expected::{Attributes, KEPT_VALUE, Node, Subject, attributes_of, target_of};
+use super::expected_entries::removed_by;
 use super::header::{Entry, EntryKind};
 use super::split_headers;
 
@@ -38,6 +39,8 @@ pub(super) struct ExpectedTree {
     /// The attributes of the last hard link to a file, by that file's path: Docker sets those, this
     /// program keeps the file's own.
     pub(super) relinked: HashMap<Vec<u8>, Attributes>,
+    /// The own paths of whiteouts: engines remove what has such a name.
+    pub(super) removed: BTreeSet<Vec<u8>>,
     /// The names of hard links, by their target path.
     links: HashMap<Vec<u8>, Vec<Vec<u8>>>,
     /// The number of hard links that a later entry has moved to another path.
@@ -77,7 +80,9 @@ impl ExpectedTree {
     }
 
     fn add(&mut self, entry: Entry) -> Result<()> {
-        let path = match Subject::of(&entry)? {
+        let subject = Subject::of(&entry)?;
+        self.removed.extend(removed_by(&entry, &subject));
+        let path = match subject {
             Subject::Nothing => return Ok(()),
             Subject::Opaque(path) => {
                 self.opaque.insert(path);

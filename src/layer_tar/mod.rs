@@ -63,7 +63,7 @@ pub(crate) mod zstd_chunked;
 
 pub use compare::{Compare, RootDirectory};
 pub use error::{Error, Result};
-pub use rebuild::{Damage, check, rebuild};
+pub use rebuild::{Cause, Damage, check, rebuild};
 pub(crate) use rebuild::{check_from, rebuild_from};
 pub use unpack::{Limits, Unpacked, unpack, write_split};
 

@@ -9,6 +9,7 @@ use super::error::{Error, Result};
 use super::hash::Hasher;
 use super::layer_files::{DirFiles, LayerFile, LayerFiles};
 use super::tar_split::{TarSplitLine, TarSplitReader};
+use super::whiteout::why_not_kept;
 use crate::oci::Digest;
 use crate::oci::text::excerpt;
 
@@ -23,6 +24,19 @@ pub struct Damage {
     pub path: Vec<u8>,
     /// The damage.
     pub what: String,
+    /// Whether it is damage.
+    pub cause: Cause,
+}
+
+/// The reason why a file differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// The file was changed.
+    Damaged,
+    /// The engine that unpacked the layer has not kept the content of an entry. The tar cannot be made
+    /// again, by the engine neither.
+    NotKept,
 }
 
 /// Rebuilds the tar that was unpacked into `diff` from this tar-split (lines, not compressed).
@@ -31,7 +45,8 @@ pub struct Damage {
 ///
 /// # Errors
 /// [`Error::Split`] for a malformed tar-split; [`Error::Damaged`] for a file that differs from the
-/// tar-split; [`Error::Write`] if `out` fails; [`Error::Hash`] if the hashing thread cannot be
+/// tar-split; [`Error::NotKept`] for content that the engine has not kept; [`Error::Write`] if `out`
+/// fails; [`Error::Hash`] if the hashing thread cannot be
 /// started.
 pub fn rebuild(split: impl BufRead, diff: BorrowedFd<'_>, out: impl Write) -> Result<Digest> {
     rebuild_from(split, &mut DirFiles(diff), out)
@@ -44,9 +59,10 @@ pub(crate) fn rebuild_from(
     out: impl Write,
 ) -> Result<Digest> {
     let stop = |damage: Damage| {
-        Err(Error::Damaged {
-            path: excerpt(&damage.path),
-            what: damage.what,
+        let (path, what) = (excerpt(&damage.path), damage.what);
+        Err(match damage.cause {
+            Cause::Damaged => Error::Damaged { path, what },
+            Cause::NotKept => Error::NotKept { path, what },
         })
     };
     Rebuild::new(files, out, stop)?.run(split)
@@ -125,8 +141,14 @@ impl<'d, W: Write, F: FnMut(Damage) -> Result<()>> Rebuild<'d, W, F> {
                     self.out.write_all(&bytes).map_err(Error::writing_tar)?;
                 }
                 TarSplitLine::File { name, size, crc } if size > 0 || crc.is_some() => {
-                    if let Err(what) = self.file(&name, size, crc)? {
-                        (self.damaged)(Damage { path: name, what })?;
+                    let not_kept = why_not_kept(&name).filter(|_| size > 0);
+                    let (what, cause) = match not_kept {
+                        Some(why) => (Some(why.to_owned()), Cause::NotKept),
+                        None => (self.file(&name, size, crc)?.err(), Cause::Damaged),
+                    };
+                    if let Some(what) = what {
+                        let path = name;
+                        (self.damaged)(Damage { path, what, cause })?;
                     }
                 }
                 TarSplitLine::File { .. } => {}

@@ -137,18 +137,10 @@ pub fn write_split(
     Ok(unpacker.finish()?.0)
 }
 
-/// Whether an entry has no name, or only `.`, and is not a directory: Docker, podman and containerd
-/// ignore it.
+/// Whether an entry has the name of the layer's root (`.`, `dir/..`, or none) and is not a directory:
+/// Docker, podman and containerd ignore it. They refuse one that is called `/`.
 pub(super) fn is_nothing(entry: &Entry, path: &[u8]) -> bool {
-    let name = &entry.name;
-    let says_nothing = || {
-        name.split(|&b| b == b'/')
-            .all(|part| matches!(part, b"" | b"."))
-    };
-    path.is_empty()
-        && entry.kind != EntryKind::Directory
-        && !name.starts_with(b"/")
-        && says_nothing()
+    path.is_empty() && entry.kind != EntryKind::Directory && !entry.name.starts_with(b"/")
 }
 
 /// Checks that there is space for `bytes` more bytes on the file system of `root`, and that no

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use rustix::io::Errno;
 
+use super::clean;
 use super::error::{Error, Result};
 use super::extractor::{DIR, Extractor, open_in, split};
 use super::header::Entry;
@@ -120,6 +121,19 @@ pub(super) fn is_whited_out(root: BorrowedFd<'_>, dialect: Dialect, dir: &[u8]) 
         }
     }
     false
+}
+
+/// Says why engines do not keep the content of an entry, as a clause about the entry; `None` if they
+/// do. Such content is not in the layer's directory, and its tar cannot be made again.
+pub(super) fn why_not_kept(name: &[u8]) -> Option<&'static str> {
+    let path = clean(name)?;
+    let last = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
+    if path.is_empty() {
+        return Some("is a file with the name of the layer's root, which engines ignore");
+    }
+    let hidden = last.strip_prefix(WH_PREFIX);
+    let is_marker = last == WH_OPAQUE || hidden.is_some_and(is_valid_name);
+    is_marker.then_some("is a whiteout with content, which engines do not keep")
 }
 
 fn empty_file(at: At<'_>) -> std::result::Result<(), Errno> {

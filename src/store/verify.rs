@@ -13,7 +13,7 @@ use super::error::{Error, Result};
 use super::image_store::{Cache, Store, layer_of};
 use super::writable::Staging;
 use super::{ImageLayer, Stores, containers};
-use crate::layer_tar::{self, Compare, Damage, RootDirectory};
+use crate::layer_tar::{self, Cause, Compare, Damage, RootDirectory};
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, chain_id};
 use crate::progress::Progress;
@@ -44,9 +44,21 @@ pub struct Report {
     pub bytes: u64,
     /// All problems; empty if there are none.
     pub problems: Vec<Problem>,
+    /// What could not be checked and is no damage: content of tars that the engine has not kept.
+    pub notes: Vec<Problem>,
     /// The number of problems in our own stores, which `load` and `pull` can repair.
     #[serde(skip)]
     pub in_own_stores: usize,
+}
+
+impl Problem {
+    fn of(store: &Store, of: impl ToString, what: impl ToString) -> Self {
+        Self {
+            root: store.root().to_string_lossy().into_owned(),
+            of: of.to_string(),
+            what: what.to_string(),
+        }
+    }
 }
 
 impl Stores {
@@ -89,6 +101,9 @@ impl Stores {
         let mut seen = HashSet::new();
         let new = |p: &Problem| seen.insert((p.what.clone(), p.root.clone()));
         report.problems.retain(new);
+        let mut seen = HashSet::new();
+        let new = |p: &Problem| seen.insert((p.what.clone(), p.root.clone()));
+        report.notes.retain(new);
         let ours = self.all().iter().filter(|store| store.is_ours());
         let ours: HashSet<_> = ours.map(|store| store.root().to_string_lossy()).collect();
         let problems = report.problems.iter();
@@ -119,11 +134,7 @@ struct Verify<'s> {
 
 impl<'s> Verify<'s> {
     fn problem(&mut self, store: &Store, of: impl ToString, what: impl ToString) {
-        self.report.problems.push(Problem {
-            root: store.root().to_string_lossy().into_owned(),
-            of: of.to_string(),
-            what: what.to_string(),
-        });
+        self.report.problems.push(Problem::of(store, of, what));
     }
 
     fn store(&mut self, store: &'s Store) {
@@ -283,7 +294,7 @@ impl<'s> Verify<'s> {
             });
             self.report.layers += 1;
             let of = format!("layer {chain}");
-            let mut found = Vec::new();
+            let mut found = Found::default();
             let mut bytes = 0u64;
             let hashed = &mut |count| {
                 bytes = bytes.saturating_add(count);
@@ -293,17 +304,28 @@ impl<'s> Verify<'s> {
                 });
             };
             if let Err(error) = content(store, &layer, scratch, &mut found, hashed) {
-                found.push(error.to_string());
+                found.damage.push(error.to_string());
             }
             self.report.bytes = self.report.bytes.saturating_add(bytes);
-            if found.is_empty() {
+            if found.damage.is_empty() {
                 progress(Progress::Done { item: &chain });
             }
-            for what in found {
+            for what in found.damage {
                 self.problem(store, &of, what);
             }
+            let notes = found.notes.into_iter();
+            let notes = notes.map(|what| Problem::of(store, &of, what));
+            self.report.notes.extend(notes);
         }
     }
+}
+
+/// What the check of a layer has found.
+#[derive(Default)]
+struct Found {
+    damage: Vec<String>,
+    /// What could not be checked.
+    notes: Vec<String>,
 }
 
 /// The damaged files of a layer, each with all its faults.
@@ -311,6 +333,8 @@ impl<'s> Verify<'s> {
 struct Damages {
     order: Vec<Vec<u8>>,
     what: HashMap<Vec<u8>, Vec<String>>,
+    /// The files that the engine has not kept.
+    not_kept: HashSet<Vec<u8>>,
     /// The bytes of the texts and files.
     kept: usize,
     /// The number of faults of files that are not kept.
@@ -320,6 +344,16 @@ struct Damages {
 impl Damages {
     fn add(&mut self, damage: Damage) {
         let path = layer_tar::clean(&damage.path).unwrap_or(damage.path);
+        if damage.cause == Cause::NotKept {
+            // That its content is missing is no damage then.
+            self.not_kept.insert(path.clone());
+            if let Some(known) = self.what.get_mut(&path) {
+                *known = vec![damage.what];
+                return;
+            }
+        } else if self.not_kept.contains(&path) {
+            return;
+        }
         let known = self.what.get(&path);
         if known.is_some_and(|known| known.contains(&damage.what)) {
             return;
@@ -345,11 +379,11 @@ pub(super) fn damage_of(
     layer: &ImageLayer,
     scratch: [&File; SCRATCH_FILES],
 ) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut found = Found::default();
     if let Err(error) = content(store, layer, scratch, &mut found, &mut |_| ()) {
-        found.push(error.to_string());
+        found.damage.push(error.to_string());
     }
-    found
+    found.damage
 }
 
 /// Checks one layer's files and adds the faults to `found`.
@@ -357,7 +391,7 @@ fn content(
     store: &Store,
     layer: &ImageLayer,
     scratch: [&File; SCRATCH_FILES],
-    found: &mut Vec<String>,
+    found: &mut Found,
     hashed: &mut dyn FnMut(u64),
 ) -> Result<()> {
     let path = layer.place.path();
@@ -370,14 +404,14 @@ fn content(
     let actual =
         match layer_tar::check_from(splits.open()?, &mut *files, |d| damages.add(d), hashed) {
             Err(error @ layer_tar::Error::Split { .. }) => {
-                found.push(format!("{shown:?}: {error}"));
+                found.damage.push(format!("{shown:?}: {error}"));
                 return Ok(());
             }
             other => other?,
         };
     if actual != layer.diff_id && damages.order.is_empty() {
         let (tar, diff) = (actual, layer.diff_id);
-        found.push(format!(
+        found.damage.push(format!(
             "{shown:?} is damaged: it gives a tar of {tar}, not {diff}"
         ));
         return Ok(());
@@ -422,14 +456,26 @@ fn content(
     for name in &damages.order {
         let what = damages.what.get(name).map(|all| all.join(", "));
         let what = what.unwrap_or_default();
-        found.push(format!("{path:?}: file {} {what}", excerpt(name)));
+        let name_shown = excerpt(name);
+        // This program keeps all content in its own stores.
+        if damages.not_kept.contains(name) && !store.is_ours() {
+            found.notes.push(format!(
+                "{path:?}: entry {name_shown} {what}; the digest of the layer cannot be checked"
+            ));
+        } else {
+            found
+                .damage
+                .push(format!("{path:?}: file {name_shown} {what}"));
+        }
     }
     if damages.more > 0 {
-        found.push(format!("{path:?}: {} more files are damaged", damages.more));
+        found
+            .damage
+            .push(format!("{path:?}: {} more files are damaged", damages.more));
     }
     if let Some(actual) = size.filter(|&size| size != layer.size) {
         let noted = layer.size;
-        found.push(format!(
+        found.damage.push(format!(
             "{path:?} has {actual} bytes of files, its size is noted as {noted}"
         ));
     }

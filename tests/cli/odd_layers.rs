@@ -1,6 +1,6 @@
 //! Layers that real images have although no careful program writes them: entries of `./` with other
 //! modes and owners, xattrs without a value, files of AUFS, markers of overlayfs, entries without a
-//! name, whiteouts below whiteouts. Docker and containerd unpack them first. The result is not
+//! name, whiteouts below whiteouts, with content, and below directories with such names. Docker and containerd unpack them first. The result is not
 //! reported as damage, and our result is the same where users can see it.
 
 use std::fs::{self, Permissions};
@@ -164,6 +164,40 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("opaque", layer(&[opaque, file("dir/new", "new")])),
         ("nameless", layer(&[file("", ""), file("after", "x")])),
+        (
+            "content",
+            layer(&[
+                file(".wh.gone", "content"),
+                dir("dir"),
+                file("dir/.wh..wh..opq", "content"),
+                file(".wh..wh.aufs", "content"),
+                file("after", "x"),
+            ]),
+        ),
+        ("dot", layer(&[file(".", "root"), file("after", "x")])),
+        ("up", layer(&[file("dir/..", "root"), file("after", "x")])),
+        ("fifo", layer(&[entry(b'6', "."), file("after", "x")])),
+        (
+            "marked",
+            layer(&[
+                dir(".wh.foo"),
+                file(".wh.foo/.wh.bar", ""),
+                file(".wh.foo/kept", "kept"),
+                dir(".wh.gone"),
+                dir(".wh.gone/.wh.dir"),
+                file(".wh.gone/.wh.dir/.wh.low", ""),
+                file(".wh.none/.wh.low", ""),
+            ]),
+        ),
+        (
+            "later",
+            layer(&[
+                file(".wh.foo/bar", "bar"),
+                file(".wh.foo/.wh.low", ""),
+                file(".wh.foo", ""),
+                file("after", "x"),
+            ]),
+        ),
     ]
 }
 
@@ -205,9 +239,67 @@ fn what_docker_leaves_of_odd_layers_is_no_damage() {
     with_dockerd(
         &home,
         "docker",
-        "for archive in ../*.tar; do docker load -i $archive; done",
+        "for archive in ../*.tar; do docker load -i $archive; done
+        for name in content dot up later; do
+            ! docker save -o refused.tar odd:$name || exit 1
+        done
+        docker save -o kept.tar odd:marked",
     );
-    home.run(["--root", "docker", "verify", "--all"]).ok();
+    let verified = home.run(["--root", "docker", "verify", "--all"]).ok();
+    // Docker cannot save these layers either: it has not kept the content of all entries.
+    let not_kept = [
+        ("content", ".wh.gone", "is a whiteout with content"),
+        ("dot", "", "with the name of the layer's root"),
+        ("up", "", "with the name of the layer's root"),
+        ("later", ".wh.foo/bar", "is removed by a later whiteout"),
+    ];
+    for (name, entry, why) in not_kept {
+        let image = format!("odd:{name}");
+        let verified = home.run(["--root", "docker", "verify", &image]).ok();
+        for words in [
+            entry,
+            why,
+            "digest of the layer cannot be checked",
+            "no damage",
+        ] {
+            assert!(
+                verified.contains(words),
+                "{name}: no {words:?} in {verified}"
+            );
+        }
+        let save = ["--root", "docker", "save", "-q", "-o", "out.tar", &image];
+        home.run(save).failed(1, &[entry]);
+    }
+    let saved = [
+        "--root",
+        "docker",
+        "save",
+        "-q",
+        "-o",
+        "out.tar",
+        "odd:content",
+    ];
+    home.run(saved)
+        .failed(1, &["cannot be made again", "registry or archive"]);
+    let notes = verified.matches("cannot be checked").count();
+    // Three entries of `content`, one of each of the others.
+    assert_eq!(notes, 6, "{verified}");
+    let saved = [
+        "--root",
+        "docker",
+        "save",
+        "-q",
+        "-o",
+        "out.tar",
+        "odd:marked",
+    ];
+    home.run(saved).ok();
+    // Other files of such a layer are checked.
+    let content = top(&home, "docker", "odd:content");
+    fs::write(content.join("after"), "y").unwrap();
+    let verified = home.run(["--root", "docker", "verify", "odd:content"]);
+    damage(&verified, &["after", "content is damaged"]);
+    fs::write(content.join("after"), "x").unwrap();
     // The files themselves are checked: damage of one of them is found.
     let plnk = top(&home, "docker", "odd:plnk");
     fs::write(plnk.join("dir/h"), "LINKED").unwrap();
