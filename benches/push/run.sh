@@ -7,33 +7,16 @@
 # first. Needs root. `just bench-push` runs this.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-rounds=5 mib=600 layers=8 dir=
-while getopts n:s:l:d: option; do
-    case $option in
-    n) rounds=$OPTARG ;;
-    s) mib=$OPTARG ;;
-    l) layers=$OPTARG ;;
-    d) dir=$OPTARG ;;
-    *) sed -n '2,7p' "$0" >&2; exit 2 ;;
-    esac
-done
-shift $((OPTIND - 1))
-program=${1:-}
-if [ -z "$program" ]; then
-    cargo build --release --quiet --bin unionfs
-    program=$PWD/target/release/unionfs
-fi
-ci/install.sh podman python3 docker-registry
-work=$(mktemp -d "${dir:-${TMPDIR:-/tmp}}/bench-push.XXXXXX")
+. benches/images.sh
+usage() { sed -n '2,7p' benches/push/run.sh >&2; }
 registry=
 finish() {
     [ -z "$registry" ] || kill "$registry"
     umount "$work/podman/overlay" 2>/dev/null || true
     rm -rf "$work"
 }
-trap finish EXIT
-image=$work/image.tar
-python3 benches/load/make-image.py "$image" "$mib" "$layers"
+layers=8
+prepare push "podman python3 docker-registry" "$@"
 
 ours=("$program" --root "$work/own")
 theirs=(podman --root "$work/podman" --runroot "$work/run" --storage-driver overlay)
@@ -71,18 +54,9 @@ once() {
     echo "$(tail -n 1 "$work/time") $(du -sb "$work/registry" | cut -f1)" >>"$work/$1.times"
     rm -rf "$work/registry"
 }
-# median COLUMN CONTESTANT : prints the median of a column of its times.
-median() {
-    cut -d' ' -f"$1" "$work/$2.times" | sort -n | sed -n "$(((rounds + 1) / 2))p"
-}
 
-TIMEFORMAT='%R %U %S'
 contestants=(unionfs_gzip podman_gzip unionfs_zstd podman_zstd)
-for ((round = 0; round < rounds; round++)); do
-    for ((turn = 0; turn < 4; turn++)); do
-        once "${contestants[(round + turn) % 4]}"
-    done
-done
+alternate "${contestants[@]}"
 for contestant in "${contestants[@]}"; do
     printf '%-13s %6s s, CPU %s s user, %s s system, %s bytes\n' "$contestant" \
         "$(median 1 "$contestant")" "$(median 2 "$contestant")" "$(median 3 "$contestant")" \

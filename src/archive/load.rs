@@ -73,22 +73,13 @@ pub fn load_contents(
         };
         only.names = names.to_vec();
     }
-    let archive = Archive {
-        store,
-        source,
-        limits,
-        progress,
-    };
-    let mut intake = store.begin_import();
-    let mut loaded = Vec::new();
-    for image in &incoming {
-        loaded.push(archive.image(&mut intake, image)?);
-    }
-    let named = incoming.iter().zip(&loaded);
-    intake.finish(named.flat_map(|(image, loaded)| {
-        let named = image.names.iter();
-        named.map(|name| (name, loaded.id))
-    }))?;
+    let mut loading = Loading::begin(store, source, limits, progress);
+    let loaded = incoming
+        .iter()
+        .map(|image| loading.image(image, &image.names));
+    let loaded = loaded.collect::<Result<Vec<_>>>()?;
+    let names = incoming.iter().map(|image| image.names.as_slice());
+    loading.finish(names.zip(&loaded))?;
     Ok(loaded)
 }
 
@@ -104,16 +95,9 @@ pub fn take(
     limits: &Limits,
     progress: &(dyn Fn(Progress<'_, &Digest>) + Sync),
 ) -> Result<Loaded> {
-    let archive = Archive {
-        store,
-        source,
-        limits,
-        progress,
-    };
-    let mut intake = store.begin_import();
-    let mut loaded = archive.image(&mut intake, image)?;
-    loaded.names = names.iter().map(Reference::key).collect();
-    intake.finish(names.iter().map(|name| (name, loaded.id)))?;
+    let mut loading = Loading::begin(store, source, limits, progress);
+    let loaded = loading.image(image, names)?;
+    loading.finish([(names, &loaded)])?;
     Ok(loaded)
 }
 
@@ -124,25 +108,52 @@ struct Lost {
     devices: u64,
 }
 
-/// An archive, and the store into which its images are loaded.
-struct Archive<'a> {
+/// The images of an archive on their way into a store: all of them, or none.
+struct Loading<'a> {
     store: &'a Exclusive<'a>,
     source: &'a Source,
     limits: &'a Limits,
     progress: &'a (dyn Fn(Progress<'_, &Digest>) + Sync),
+    intake: ImportTransaction<'a>,
 }
 
-impl Archive<'_> {
-    /// Loads the layers and the configuration. The result has the names that the archive has for
-    /// the image.
-    fn image(&self, intake: &mut ImportTransaction<'_>, image: &Incoming) -> Result<Loaded> {
-        let known = intake.new_layers().len();
+impl<'a> Loading<'a> {
+    fn begin(
+        store: &'a Exclusive<'a>,
+        source: &'a Source,
+        limits: &'a Limits,
+        progress: &'a (dyn Fn(Progress<'_, &Digest>) + Sync),
+    ) -> Self {
+        Self {
+            store,
+            source,
+            limits,
+            progress,
+            intake: store.begin_import(),
+        }
+    }
+
+    /// Gives the images their names, all by one rename.
+    fn finish<'n>(
+        mut self,
+        images: impl IntoIterator<Item = (&'n [Reference], &'n Loaded)>,
+    ) -> Result<()> {
+        let named = images.into_iter().flat_map(|(names, loaded)| {
+            let names = names.iter();
+            names.map(|name| (name, loaded.id))
+        });
+        Ok(self.intake.finish(named)?)
+    }
+
+    /// Loads the layers and the configuration. The names are those that the image will get.
+    fn image(&mut self, image: &Incoming, names: &[Reference]) -> Result<Loaded> {
+        let known = self.intake.new_layers().len();
         let repaired = self.store.repaired().len();
-        let lost = self.layers(intake, image)?;
+        let lost = self.layers(image)?;
         Ok(Loaded {
-            id: intake.image(&image.config)?,
-            names: image.names.iter().map(Reference::key).collect(),
-            new_layers: intake.new_layers()[known..].to_vec(),
+            id: self.intake.image(&image.config)?,
+            names: names.iter().map(Reference::key).collect(),
+            new_layers: self.intake.new_layers()[known..].to_vec(),
             repaired_layers: self.store.repaired().split_off(repaired),
             lost_xattrs: lost.xattrs,
             kept_devices: lost.devices,
@@ -150,19 +161,20 @@ impl Archive<'_> {
     }
 
     /// Loads the layers that the store does not have.
-    fn layers(&self, intake: &mut ImportTransaction<'_>, image: &Incoming) -> Result<Lost> {
+    fn layers(&mut self, image: &Incoming) -> Result<Lost> {
+        let store = self.store;
         let mut lost = Lost::default();
         let chain = chain_id::chain_ids(&image.diff_ids);
         let mut parent = None;
         for ((diff_id, blob), chain) in image.diff_ids.iter().zip(&image.layers).zip(&chain) {
-            if self.store.has_layer(chain)? {
+            if store.has_layer(chain)? {
                 (self.progress)(Progress::Exists { item: diff_id });
             } else {
-                let mut staged = self.store.stage_layer(parent)?;
+                let mut staged = store.stage_layer(parent)?;
                 let unpacked = self.layer(blob, diff_id, &mut staged)?;
                 lost.xattrs += unpacked.lost_xattrs;
                 lost.devices += unpacked.kept_devices;
-                intake.layer(staged, &unpacked)?;
+                self.intake.layer(staged, &unpacked)?;
                 (self.progress)(Progress::Done { item: diff_id });
             }
             parent = Some(chain);
