@@ -16,6 +16,7 @@ use rustix::net::{RecvFlags, SendFlags};
 
 use unionfs::fuse::runtime;
 use unionfs::store::Image;
+use unionfs::store::writable::LiveMounts;
 use unionfs::sys::daemon;
 
 /// The maximum length of a message: a path, or a path after the ID of an image.
@@ -111,9 +112,10 @@ impl Mounted {
         let socket = socket.context("cannot start the process that looks at mounts")?;
         Ok(Self::Outside(Mutex::new(socket)))
     }
+}
 
-    /// Returns the mountpoint of the layer in this directory.
-    pub(super) fn find(&self, diff: &Path) -> Option<PathBuf> {
+impl LiveMounts for Mounted {
+    fn layer(&self, diff: &Path) -> Option<PathBuf> {
         match self {
             Self::At(moment) => moment.layer(diff).map(Path::to_owned),
             Self::Outside(socket) => {
@@ -125,7 +127,7 @@ impl Mounted {
 
     /// Returns the mountpoint of an image: of exactly its layers, and not of another image with the
     /// same layers.
-    pub(super) fn image(&self, image: &Image) -> Option<PathBuf> {
+    fn image(&self, image: &Image) -> Option<PathBuf> {
         let top = image.layers.last()?.place.path();
         let id = image.id.to_string();
         match self {

@@ -12,7 +12,7 @@ use super::{own_store, warn};
 use unionfs::archive::{Loaded, Source, Wanted, contents, load_contents};
 use unionfs::layer_tar::Limits;
 use unionfs::oci::{Platform, Reference};
-use unionfs::store::writable::{Exclusive, LiveUse, Writable};
+use unionfs::store::writable::{Exclusive, LiveMounts as _, LiveUse, Writable};
 
 /// Load images from an archive into the own store
 ///
@@ -96,7 +96,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     };
     let (locked, mounted) = match held {
         Some((lock, mounted)) => {
-            let mounted: LiveUse = Arc::new(move |diff| mounted.find(diff));
+            let mounted: LiveUse = Arc::new(move |diff| mounted.layer(diff));
             (Some(store.locked_by(lock)?), Some(mounted))
         }
         None => (None, None),

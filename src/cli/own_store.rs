@@ -129,7 +129,7 @@ impl Sweep {
 }
 
 fn sweep(locked: &Exclusive<'_>, mounted: &Mounted) {
-    if let Err(error) = locked.sweep(&|diff| mounted.find(diff)) {
+    if let Err(error) = locked.sweep(mounted) {
         // The image is so damaged that its layers are not known; prune reports it.
         tracing::debug!(%error, "leftovers are not looked for");
     }

@@ -14,7 +14,7 @@ use super::live_mounts::Mounted;
 use super::output::{Cut, Table, print, print_json, size};
 use super::own_store;
 use unionfs::image_mounts::ImageCatalogs;
-use unionfs::store::writable::{Garbage, GarbageKind, Unused};
+use unionfs::store::writable::{Exclusive, Garbage, GarbageKind, LiveMounts as _, Unused};
 use unionfs::store::{Image, Listing};
 
 /// Remove unused data from the own store
@@ -134,7 +134,6 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let filters = args.filter.iter();
     let filters = filters.map(|filter| filter.0.resolve(&Listing::default()));
     let filters = filters.collect::<Result<Vec<_>, _>>()?;
-    let in_use = |diff: &Path| mounted.find(diff);
     let mut items = Vec::new();
     let mut kept_changes = KeptChanges::default();
     if let Some(store) = &locked {
@@ -142,15 +141,15 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
             Some(which) => store.unused(which, &|image| is_kept(image, &mounted, &filters))?,
             None => Vec::new(),
         };
-        items = store.garbage(&in_use, &going)?;
-        let changes = store.unnamed_garbage(&in_use)?;
+        items = store.garbage(&mounted, &going)?;
+        let changes = store.unnamed_garbage(&mounted)?;
         if args.changes {
             items.extend(changes);
         } else {
             kept_changes = KeptChanges::of(&changes);
         }
-        for item in items.iter().filter(|_| !args.dry_run) {
-            store.remove_garbage(item, &in_use)?;
+        if !args.dry_run {
+            items = remove_all(store, items, &mounted)?;
         }
     }
     // Catalogs of all stores are listed, also of those that are only read.
@@ -173,6 +172,21 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     } else {
         print(&text(&report))
     }
+}
+
+/// Removes all items, and returns those that were not in use by then.
+fn remove_all(
+    store: &Exclusive<'_>,
+    items: Vec<Garbage>,
+    mounted: &Mounted,
+) -> anyhow::Result<Vec<Garbage>> {
+    let mut removed = Vec::with_capacity(items.len());
+    for item in items {
+        if store.remove_garbage(&item, mounted)? {
+            removed.push(item);
+        }
+    }
+    Ok(removed)
 }
 
 /// Asks whether images with names may go.

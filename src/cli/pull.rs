@@ -15,7 +15,7 @@ use unionfs::layer_tar::Limits;
 use unionfs::oci::{Digest, Platform, Reference};
 use unionfs::progress::Progress;
 use unionfs::registry::{Fetched, PullOptions, Pulled, Purpose, Show, fetch};
-use unionfs::store::writable::{LiveUse, Writable};
+use unionfs::store::writable::{LiveMounts as _, LiveUse, Writable};
 
 /// Pull images from registries into the own store
 ///
@@ -81,7 +81,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     cage.talk()?;
     let mounted = args.repair.then(Mounted::watched).transpose()?;
     let mounted: Option<LiveUse> = match mounted {
-        Some(mounted) => Some(Arc::new(move |diff| mounted.find(diff))),
+        Some(mounted) => Some(Arc::new(move |diff| mounted.layer(diff))),
         None => None,
     };
     let store = cage.enter_to_take_in(store)?;

@@ -12,7 +12,7 @@ use super::output::{print, print_json};
 use super::own_store;
 use super::{digest_names, error, warn};
 use unionfs::image_mounts::ImageCatalogs;
-use unionfs::store::writable::{Exclusive, Removed, in_use_on};
+use unionfs::store::writable::{Exclusive, Removed};
 use unionfs::store::{Error, Places};
 
 /// Remove images and their names
@@ -43,7 +43,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let store = own_store::must_exist(root)?;
     let mut cage = args.sandbox.cage("rmi")?;
-    let places = cage.stores(root)?;
+    let places = cage.stores(root, &[])?;
     let catalogs = cage.catalogs(Missing::Leave)?;
     let (store, lock, mounted) = cage.enter_with_mounts(store)?;
     let store = store.locked_by(lock)?;
@@ -115,12 +115,7 @@ fn remove(within: &Within<'_>, image: &str) -> anyhow::Result<Removed> {
         }
         _ => (),
     }
-    // A mounted image is refused also if its layers would stay for other images.
-    let whole = store.image(&id).ok();
-    if let Some(mountpoint) = whole.and_then(|image| mounted.image(&image)) {
-        return Err(in_use_on(&id, &mountpoint).into());
-    }
-    let removed = store.remove_image(&id, &|diff| mounted.find(diff))?;
+    let removed = store.remove_image(&id, mounted)?;
     if let Some(catalogs) = &within.catalogs {
         let catalogs = ImageCatalogs::of(catalogs);
         catalogs.remove_of_chains(store.writable().root(), &removed.layers);

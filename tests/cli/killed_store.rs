@@ -11,6 +11,7 @@ use testkit::home::Home;
 use testkit::need::{Needed, can_mount, has_tools};
 use testkit::{need, program};
 use unionfs::store::discovery::Environment;
+use unionfs::store::writable::NoMounts;
 use unionfs::store::{Stores, Writable};
 
 use crate::own_store;
@@ -110,11 +111,10 @@ pub(crate) fn view(root: &Path, when: &str) -> View {
 fn prune(root: &Path, when: &str) {
     let store = Writable::open(root).unwrap();
     let store = store.lock().unwrap();
-    let nothing = |_: &Path| None;
-    for garbage in store.garbage(&nothing, &[]).unwrap() {
-        store.remove_garbage(&garbage, &|_| None).unwrap();
+    for garbage in store.garbage(&NoMounts, &[]).unwrap() {
+        store.remove_garbage(&garbage, &NoMounts).unwrap();
     }
-    let left = store.garbage(&nothing, &[]).unwrap();
+    let left = store.garbage(&NoMounts, &[]).unwrap();
     assert!(left.is_empty(), "{when}: {left:?}");
     let own = store.writable().store();
     let mut dirs = BTreeSet::new();
@@ -331,7 +331,7 @@ pub(crate) fn fail_everywhere(home: &Home, args: &[&str]) {
             assert!(printing || stderr.contains(remedy), "{when}: {output:?}");
             let store = Writable::open(&own).unwrap();
             let locked = store.lock().unwrap();
-            let left = locked.garbage(&|_: &Path| None, &[]).unwrap();
+            let left = locked.garbage(&NoMounts, &[]).unwrap();
             assert!(left.is_empty(), "{when}: {left:?} after {stderr}");
             drop(locked);
             let seen = view(&own, when);

@@ -3,13 +3,15 @@
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::json;
 use testkit::need;
 use testkit::need::is_root;
 use unionfs::oci::{Digest, Reference};
-use unionfs::store::writable::{Exclusive, GarbageKind};
-use unionfs::store::{Error, Writable};
+use unionfs::store::writable::{Exclusive, Garbage, GarbageKind, LiveMounts, NoMounts};
+use unionfs::store::{Error, Image, Writable};
 
 use super::{children, discover};
 
@@ -92,6 +94,76 @@ fn an_image_written_is_found_with_its_layers() {
     assert!(!has(top, "committed") && has(top, "work") && !has(base, "work"));
     assert_eq!(own.names("image/overlay2/layerdb/tmp"), [""; 0]);
     assert_eq!(own.names("unionfs/tmp"), [""; 0]);
+}
+
+/// Live mounts, of which none is asked for while a reader has the store.
+struct Watched<'w> {
+    reading: &'w AtomicBool,
+    asked: AtomicBool,
+}
+
+impl LiveMounts for Watched<'_> {
+    fn layer(&self, _: &Path) -> Option<PathBuf> {
+        None
+    }
+
+    fn image(&self, _: &Image) -> Option<PathBuf> {
+        assert!(!self.reading.load(Ordering::SeqCst), "asked too early");
+        self.asked.store(true, Ordering::SeqCst);
+        Some("/mnt".into())
+    }
+}
+
+/// A mount holds the lock for readers until it is live. Whoever removes an image waits for that, and
+/// looks for mounts after that, also if all layers of the image stay for another one.
+#[test]
+fn an_image_that_is_mounted_meanwhile_stays() {
+    let own = Own::new();
+    let store = own.open();
+    let locked = store.lock().unwrap();
+    let layers = image(&locked, "app:1", &["base", "top"]);
+    let mut same = config(&["base", "top"]);
+    same.push(b'\n');
+    let id = locked.register_image(&same).unwrap();
+    assert_ne!(id, layers);
+    for removal in ["rmi", "prune"] {
+        let reading = AtomicBool::new(true);
+        let reader = discover(&own.root).unwrap();
+        let watched = Watched {
+            reading: &reading,
+            asked: AtomicBool::new(false),
+        };
+        std::thread::scope(|scope| {
+            let remover = scope.spawn(|| {
+                if removal == "rmi" {
+                    let error = locked.remove_image(&id, &watched).unwrap_err();
+                    assert!(matches!(error, Error::InUse { .. }), "{error}");
+                } else {
+                    let found = locked.garbage(&NoMounts, &[id]).unwrap();
+                    let is_image = |garbage: &&Garbage| garbage.kind == GarbageKind::Image;
+                    let image = found.iter().find(is_image).unwrap();
+                    assert!(!locked.remove_garbage(image, &watched).unwrap());
+                }
+            });
+            // The remover has time for a look that is too early.
+            std::thread::sleep(Duration::from_millis(100));
+            reading.store(false, Ordering::SeqCst);
+            drop(reader);
+            remover.join().unwrap();
+        });
+        assert!(watched.asked.load(Ordering::SeqCst), "{removal}");
+        assert!(discover(&own.root).unwrap().find(&id.to_string()).is_ok());
+    }
+    // The layers of an image that stays are no garbage, whatever a list of garbage says.
+    let found = locked.garbage(&NoMounts, &[id, layers]).unwrap();
+    let layers_too = found
+        .iter()
+        .filter(|garbage| garbage.kind == GarbageKind::Layer);
+    for garbage in layers_too {
+        assert!(!locked.remove_garbage(garbage, &NoMounts).unwrap());
+    }
+    locked.remove_image(&id, &NoMounts).unwrap();
+    assert!(discover(&own.root).unwrap().find("app:1").is_ok());
 }
 
 #[test]
@@ -203,7 +275,7 @@ fn a_full_disk_gives_its_error_and_leaves_nothing() {
             rustix::mount::mount_remount(&root, MountFlags::empty(), c"nr_inodes=0").unwrap();
             let store = Writable::open(&root).unwrap();
             let locked = store.lock().unwrap();
-            for left in locked.garbage(&|_| None, &[]).unwrap() {
+            for left in locked.garbage(&NoMounts, &[]).unwrap() {
                 assert_eq!(left.kind, GarbageKind::Layer, "{inodes} inodes: {left:?}");
             }
             drop(locked);

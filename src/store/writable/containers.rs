@@ -180,7 +180,7 @@ impl Exclusive<'_> {
         let unused = all.iter().filter(|layer| {
             // A mount that is just beginning has the lock, and then a record.
             lock_unnamed(self.confined_root(), &dir(layer)).is_ok()
-                && in_use(&layer.diff()).is_none()
+                && in_use.layer(&layer.diff()).is_none()
         });
         Ok(unused.map(Garbage::of_unnamed).collect())
     }

@@ -197,33 +197,37 @@ impl<'e> Exclusive<'e> {
         Ok(())
     }
 
-    /// Removes garbage that [`Exclusive::garbage`] found under the same lock. A layer that a live
-    /// mount has by now stays.
+    /// Removes garbage that [`Exclusive::garbage`] found under the same lock; whether it is removed. An
+    /// image or a layer that a live mount has by now stays.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn remove_garbage(&self, garbage: &Garbage, in_use: InUse<'_>) -> Result<()> {
+    pub fn remove_garbage(&self, garbage: &Garbage, in_use: InUse<'_>) -> Result<bool> {
         let root = self.confined_root();
         let elsewhere = || Error::io("remove", &garbage.path, Errno::XDEV);
         let path = root.relative(&garbage.path).ok_or_else(elsewhere)?;
         match (garbage.kind, &garbage.layer) {
-            (GarbageKind::Image, _) => garbage.image.iter().try_for_each(|id| self.forget(id)),
-            (GarbageKind::Layer, Some(layer)) => self.remove_layer(layer, in_use),
-            (GarbageKind::ShortName | GarbageKind::NameRecord, _) => root.remove_file(path),
+            (GarbageKind::Image, _) => match &garbage.image {
+                Some(id) => return self.forget(id, in_use),
+                None => return Err(elsewhere()),
+            },
+            (GarbageKind::Layer, Some(layer)) => return self.remove_layer(layer, in_use),
+            (GarbageKind::ShortName | GarbageKind::NameRecord, _) => root.remove_file(path)?,
             (GarbageKind::Changes, _) => match path.file_name().and_then(|name| name.to_str()) {
                 // One that is mounted by now stays.
                 Some(id) => match self.remove_unnamed(id) {
-                    Err(Error::InUse { .. }) => Ok(()),
-                    removed => removed,
+                    Err(Error::InUse { .. }) => return Ok(false),
+                    removed => removed?,
                 },
-                None => Err(elsewhere()),
+                None => return Err(elsewhere()),
             },
             // A download that a pull uses again stays.
             (GarbageKind::Download, _) => {
-                downloads::if_free(root, path, || root.remove_file(path)).map(drop)
+                return downloads::if_free(root, path, || root.remove_file(path));
             }
-            _ => root.remove_tree(path),
+            _ => root.remove_tree(path)?,
         }
+        Ok(true)
     }
 }
 
@@ -324,7 +328,9 @@ impl Search<'_> {
 
     fn is_used(&self, cache_id: &CacheId) -> bool {
         let dir = self.exclusive.writable.layer_dir(cache_id.as_str());
-        (self.in_use)(&self.exclusive.confined_root().full(dir.join("diff"))).is_some()
+        self.in_use
+            .layer(&self.exclusive.confined_root().full(dir.join("diff")))
+            .is_some()
     }
 
     fn directories(&mut self) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Adds layers and images in one transaction: all of them stay, with their names, or none.
 
-use super::{Exclusive, StagedLayer};
+use super::{Exclusive, NoMounts, StagedLayer};
 use crate::layer_tar::Unpacked;
 use crate::oci::{Digest, Reference};
 use crate::store::error::Result;
@@ -84,7 +84,7 @@ impl ImportTransaction<'_> {
             // The image has a name if only the sync of the directory of the names failed.
             let exclusive = self.exclusive;
             if exclusive.store().imagedb().contains(id)? && exclusive.names(id)?.is_empty() {
-                exclusive.remove_image(id, &|_| None)?;
+                exclusive.remove_image(id, &NoMounts)?;
             }
         }
         match self.layers.as_slice() {

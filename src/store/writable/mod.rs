@@ -41,7 +41,7 @@ pub use distribution::{KnownBlob, seen};
 pub use downloads::Download;
 pub use garbage::{Garbage, GarbageKind, Unused};
 pub use import_transaction::ImportTransaction;
-pub use remove::{InUse, Removed, in_use_on};
+pub use remove::{InUse, LiveMounts, NoMounts, Removed, in_use_on};
 pub use repair::LiveUse;
 pub use staged::StagedLayer;
 pub use staging::Staging;

@@ -12,10 +12,41 @@ use super::{Exclusive, Writable, with_patience};
 use crate::oci::{Digest, Query, Reference, chain_id};
 use crate::store::confined_dir::SMALL;
 use crate::store::error::{Error, Result};
-use crate::store::{CacheId, Name, near_names};
+use crate::store::{CacheId, Image, Name, near_names};
 
-/// A function that returns the mountpoint of a live mount that uses a directory as a layer.
-pub type InUse<'f> = &'f dyn Fn(&Path) -> Option<PathBuf>;
+/// The live mounts, at the moment of a question.
+///
+/// A mount holds the lock of the store for readers until it is live. The answer to a question that is
+/// asked while readers are excluded therefore stays true. A function that finds the mount of a layer is
+/// one, too.
+pub trait LiveMounts {
+    /// Returns the mountpoint of a mount that uses a directory as a layer.
+    fn layer(&self, diff: &Path) -> Option<PathBuf>;
+
+    /// Returns the mountpoint of a mount of an image.
+    fn image(&self, image: &Image) -> Option<PathBuf> {
+        self.layer(image.layers.last()?.place.path())
+    }
+}
+
+impl<F: Fn(&Path) -> Option<PathBuf>> LiveMounts for F {
+    fn layer(&self, diff: &Path) -> Option<PathBuf> {
+        self(diff)
+    }
+}
+
+/// No live mounts: for a store of which nothing can be mounted.
+#[derive(Clone, Copy, Debug)]
+pub struct NoMounts;
+
+impl LiveMounts for NoMounts {
+    fn layer(&self, _: &Path) -> Option<PathBuf> {
+        None
+    }
+}
+
+/// The live mounts of this machine.
+pub type InUse<'f> = &'f dyn LiveMounts;
 
 /// The result of an image's removal.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -152,7 +183,9 @@ impl Exclusive<'_> {
         let untagged = self.names(id)?;
         // From here on no mount begins, and every mount that has begun is recorded.
         let readers = self.writable.exclude_readers()?;
-        if let Some(mountpoint) = going.iter().find_map(|going| self.user_of(going, in_use)) {
+        // The layers may stay for other images, and the image may be mounted still.
+        let mut users = going.iter().filter_map(|going| self.user_of(going, in_use));
+        if let Some(mountpoint) = self.user_of_image(id, in_use).or_else(|| users.next()) {
             return Err(in_use_on(id, &mountpoint));
         }
         let mut names = self.repositories()?;
@@ -172,15 +205,21 @@ impl Exclusive<'_> {
         })
     }
 
-    /// Removes an image with its names. Its layers stay; `garbage` finds them.
-    pub(super) fn forget(&self, id: &Digest) -> Result<()> {
+    /// Removes an image with its names, unless it is mounted by now; whether it is removed. Its layers
+    /// stay; `garbage` finds them. Names and read-write layers are not looked at again, because they
+    /// change only under the lock of the store.
+    pub(super) fn forget(&self, id: &Digest, in_use: InUse<'_>) -> Result<bool> {
         let _readers = self.writable.exclude_readers()?;
+        if self.user_of_image(id, in_use).is_some() {
+            return Ok(false);
+        }
         // A name must not lead to an image that is gone.
         let mut names = self.repositories()?;
         if names.remove_all(id) {
             self.write_repositories(&names)?;
         }
-        self.remove_config(id)
+        self.remove_config(id)?;
+        Ok(true)
     }
 
     fn remove_config(&self, id: &Digest) -> Result<()> {
@@ -201,21 +240,25 @@ impl Exclusive<'_> {
     pub fn discard_layers(&self, layers: &[Digest]) -> Result<()> {
         let needed = self.needed_layers(&[])?;
         for layer in layers.iter().rev().filter(|l| !needed.contains(l)) {
-            self.remove_layer(layer, &|_| None)?;
+            self.remove_layer(layer, &NoMounts)?;
         }
         Ok(())
     }
 
-    /// Removes one layer, unless a live mount has it. The caller makes sure that nothing else needs
-    /// it.
-    pub(super) fn remove_layer(&self, layer: &Digest, in_use: InUse<'_>) -> Result<()> {
-        let kept = self.needed_dirs(&self.needed_layers(&[])?)?;
+    /// Removes one layer, unless an image, a container or a live mount has it; whether it is removed.
+    pub(super) fn remove_layer(&self, layer: &Digest, in_use: InUse<'_>) -> Result<bool> {
+        let needed = self.needed_layers(&[])?;
+        if needed.contains(layer) {
+            return Ok(false);
+        }
+        let kept = self.needed_dirs(&needed)?;
         let mut going: Vec<Going> = self.going(layer, &kept)?.into_iter().collect();
         let readers = self.writable.exclude_readers()?;
         going.retain(|going| self.user_of(going, in_use).is_none());
         self.set_aside(&mut going)?;
         drop(readers);
-        going.iter().try_for_each(|going| self.delete(going))
+        going.iter().try_for_each(|going| self.delete(going))?;
+        Ok(!going.is_empty())
     }
 
     /// Returns the layers of all images but some, and of all containers.
@@ -285,7 +328,13 @@ impl Exclusive<'_> {
     fn user_of(&self, going: &Going, in_use: InUse<'_>) -> Option<PathBuf> {
         let cache_id = going.cache_id.as_ref()?;
         let diff = self.writable.layer_dir(cache_id.as_str()).join("diff");
-        in_use(&self.confined_root().full(diff))
+        in_use.layer(&self.confined_root().full(diff))
+    }
+
+    /// Returns the mountpoint of a live mount of an image. A damaged image cannot be mounted.
+    fn user_of_image(&self, id: &Digest, in_use: InUse<'_>) -> Option<PathBuf> {
+        let image = self.store().image(id).ok()?;
+        in_use.image(&image)
     }
 
     /// Removes layers from layerdb, in the order given.
