@@ -460,6 +460,11 @@ fn xfs_is_refused_with_a_way_on() {
         ..Options::default()
     };
     let bench = need!(Bench::with(xfs));
-    bench.refused(&["xfs", "docker save"]);
+    bench.refused(&[
+        "xfs",
+        "docker save -o app.tar",
+        "unionfs load -i app.tar",
+        "unionfs import DIR/rootfs",
+    ]);
     bench.run(&["inspect", "sample:1"]).ok();
 }

@@ -36,6 +36,9 @@ const CHUNK: usize = 64 << 10;
 
 const OTHERS: &str = "mount the device with the kernel, or save the image with the Docker that made it \
                       (docker save) and load it (unionfs load)";
+const OF_XFS: &str = "save the image with the Docker that made it (docker save -o app.tar IMAGE) and load it \
+                      (unionfs load -i app.tar), or mount the device with the kernel and import its files \
+                      (unionfs import DIR/rootfs NAME)";
 const AGAIN: &str = "load or pull the image again";
 
 /// An opened file system.
@@ -213,7 +216,7 @@ fn expect_ext4(device: &mut ThinDevice) -> Result<u64> {
     device.read_at(0, &mut first)?;
     if first.starts_with(b"XFSB") {
         let fault = "the file system on the device is xfs, which is not read".to_owned();
-        return Err(bad(&record, fault, OTHERS));
+        return Err(bad(&record, fault, OF_XFS));
     }
     let u16_at = |at: usize| u16::from_le_bytes([first[1024 + at], first[1025 + at]]);
     let u32_at = |at: usize| u64::from(u16_at(at)) | u64::from(u16_at(at + 2)) << 16;
