@@ -41,7 +41,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         return Err(Usage(format!("a path is missing: unionfs cat {name} /PATH")).into());
     }
     let resolved = archive_names::resolve(&name, &args.sandbox, root)?;
-    let trees = Opening::prepare("cat", &args.sandbox, root)?.enter()?;
+    let trees = Opening::prepare("cat", &args.sandbox, root, &[&*resolved])?.enter()?;
     let tree = trees.open_with_files(&resolved)?;
     let mut failed = None;
     for path in &paths {

@@ -129,7 +129,7 @@ fn target(what: &What, root: Option<&Path>, missing: Missing) -> anyhow::Result<
         );
         return Err(Usage(what).into());
     };
-    let places = cage.stores(root)?;
+    let places = cage.stores(root, &[name])?;
     let own = match cage.catalogs(missing)? {
         Some(own) => own,
         None => environment().own_root()?,

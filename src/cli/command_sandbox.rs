@@ -20,7 +20,7 @@ use unionfs::catalog::directory;
 use unionfs::layer::dir::path_of;
 use unionfs::sandbox::Mode;
 use unionfs::sandbox::command::Command;
-use unionfs::store::{Places, Stores, UnnamedLayer, Writable};
+use unionfs::store::{ImageName, Places, Stores, UnnamedLayer, Writable};
 use unionfs::sys::walk::{self, Trust};
 
 const VARIABLE: &str = "UNIONFS_SANDBOX";
@@ -93,9 +93,15 @@ impl SandboxArgs {
     }
 
     /// Enters the sandbox of a command that only reads stores, and opens them.
-    pub(super) fn stores(&self, command: &str, root: Option<&Path>) -> anyhow::Result<Stores> {
+    /// `images` are the names that the command is given.
+    pub(super) fn stores(
+        &self,
+        command: &str,
+        root: Option<&Path>,
+        images: &[&str],
+    ) -> anyhow::Result<Stores> {
         let mut cage = self.cage(command)?;
-        let places = cage.stores(root)?;
+        let places = cage.stores(root, images)?;
         cage.enter_with_stores(places)
     }
 
@@ -177,10 +183,15 @@ impl Cage {
         Ok(())
     }
 
-    /// Allows reading the stores in which images are searched. `root`: only this store.
-    pub(super) fn stores(&mut self, root: Option<&Path>) -> anyhow::Result<Places> {
+    /// Allows reading the stores in which images are searched. `root`: only this store. `images` are
+    /// the names that the command is given: they may name a store.
+    pub(super) fn stores(
+        &mut self,
+        root: Option<&Path>,
+        images: &[&str],
+    ) -> anyhow::Result<Places> {
         self.require(self.reach.stores, Use::Read, "stores")?;
-        let places = Places::find(root, &environment())?;
+        let places = find_places(root, images)?;
         for place in places.roots() {
             self.read_store(place)?;
         }
@@ -189,8 +200,12 @@ impl Cage {
 
     /// As [`Self::stores`], with the stores below the read-write layers of these, and the records of
     /// containers in run roots.
-    pub(super) fn stores_of_containers(&mut self, root: Option<&Path>) -> anyhow::Result<Places> {
-        let mut places = self.stores(root)?;
+    pub(super) fn stores_of_containers(
+        &mut self,
+        root: Option<&Path>,
+        images: &[&str],
+    ) -> anyhow::Result<Places> {
+        let mut places = self.stores(root, images)?;
         places.open_run_lists(&environment());
         let others = confined_queries::sources(&places, self.mode())?;
         for other in &others {
@@ -375,6 +390,22 @@ impl Cage {
         }
         Ok(store)
     }
+}
+
+/// Finds the places of stores: that of `root`, or all, and those that the names of images name.
+pub(super) fn find_places(root: Option<&Path>, images: &[&str]) -> anyhow::Result<Places> {
+    let mut places = Places::find(root, &environment())?;
+    for &image in images {
+        let name = ImageName::parse(image).map_err(|error| Usage(error.to_string()))?;
+        let Some(store) = name.store() else { continue };
+        if root.is_some() {
+            let text = format!("--root names a store and {image:?} another: leave one of them out");
+            return Err(Usage(text).into());
+        }
+        let failed = || format!("cannot open the store of {image:?}");
+        places.add_named(store).with_context(failed)?;
+    }
+    Ok(places)
 }
 
 /// Warns once about what keeps stores from being found.

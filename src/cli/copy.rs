@@ -199,11 +199,6 @@ fn through_store(args: &Args, from: End<'_>, to: End<'_>) -> Result<Vec<String>,
             return Err(Usage("no name begins with a minus sign".to_owned()));
         }
     }
-    let stored = |text: &str| {
-        let kinds = ["containers-storage:", "docker-daemon:"];
-        let bare = kinds.iter().find_map(|kind| text.strip_prefix(kind));
-        bare.unwrap_or(text).to_owned()
-    };
     let mut words: Vec<String> = match (from, to) {
         (End::Registry(name), End::Store(new)) => {
             let mut words = vec!["pull".to_owned(), name.to_owned(), format!("--tag={new}")];
@@ -230,7 +225,7 @@ fn through_store(args: &Args, from: End<'_>, to: End<'_>) -> Result<Vec<String>,
             ]
         }
         (End::Store(_) | End::DockerArchive(..), End::Registry(name)) => {
-            let mut words = vec!["push".to_owned(), stored(source), name.to_owned()];
+            let mut words = vec!["push".to_owned(), source.to_owned(), name.to_owned()];
             words.extend(args.logins.destination().words());
             words
         }
@@ -238,13 +233,13 @@ fn through_store(args: &Args, from: End<'_>, to: End<'_>) -> Result<Vec<String>,
             let output = format!("-o{path}");
             vec![
                 "save".to_owned(),
-                stored(source),
+                source.to_owned(),
                 "--format=oci".to_owned(),
                 output,
             ]
         }
         (End::Store(_), End::DockerArchive(path, None)) => {
-            vec!["save".to_owned(), stored(source), format!("-o{path}")]
+            vec!["save".to_owned(), source.to_owned(), format!("-o{path}")]
         }
         _ => {
             return Err(Usage(format!(

@@ -70,7 +70,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         return Err(Usage("a tar is not for a terminal: give a directory or a pipe".into()).into());
     }
     let resolved = archive_names::resolve(&name, &args.sandbox, root)?;
-    let mut opening = Opening::prepare("cp", &args.sandbox, root)?;
+    let mut opening = Opening::prepare("cp", &args.sandbox, root, &[&*resolved])?;
     opening.cage = opening.cage.moves_images();
     let target = if to_tar {
         None

@@ -110,7 +110,7 @@ impl ImageRow {
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut cage = args.sandbox.cage("df")?;
-    let places = cage.stores(root)?;
+    let places = cage.stores(root, &[])?;
     let catalogs = cage.catalogs(Missing::Leave)?;
     // The given root is not a store of unionfs, as with --root of Docker.
     let own = cage.read_own(root).ok().flatten();

@@ -65,7 +65,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         return diff_trees::run([&args.name, other], form, &args.sandbox, root);
     }
     let mut cage = args.sandbox.cage("diff")?;
-    let places = cage.stores_of_containers(root)?;
+    let places = cage.stores_of_containers(root, &[])?;
     let outside = Outside::start(None, Some(&places)).context("cannot start a process")?;
     let stores = cage.enter_with_stores(places)?;
     let container = stores.container(&args.name)?;

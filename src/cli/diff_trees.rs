@@ -79,7 +79,7 @@ pub(super) fn run(
     let [first, second] = names;
     let before = archive_names::resolve(first, sandbox, root)?;
     let after = archive_names::resolve(second, sandbox, root)?;
-    let trees = Opening::prepare("diff", sandbox, root)?.enter()?;
+    let trees = Opening::prepare("diff", sandbox, root, &[&*before, &*after])?.enter()?;
     let (before, after) = (trees.open(&before)?, trees.open(&after)?);
     let mut found = Vec::new();
     compare_trees(before.as_ref(), after.as_ref(), &mut |difference| {

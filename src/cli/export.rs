@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
     let name = archive_names::resolve(&args.name, &args.sandbox, root)?;
     let mut cage = args.sandbox.cage("export")?.moves_images();
-    let places = cage.stores_of_containers(root)?;
+    let places = cage.stores_of_containers(root, &[&*name])?;
     let path = args.output.as_deref();
     let output = path.map(|path| Output::open(path, Some(&places)));
     let output = output.transpose()?;

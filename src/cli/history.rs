@@ -43,7 +43,7 @@ const COMMAND: usize = 60;
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
-    let stores = args.sandbox.stores("history", root)?;
+    let stores = args.sandbox.stores("history", root, &[&*image])?;
     let mut steps = stores.find(&image)?.history();
     steps.retain(|step| args.filter.iter().all(|filter| filter.fits(step)));
     if args.json {

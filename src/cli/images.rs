@@ -138,7 +138,7 @@ pub(super) fn stores_if_any(
     command: &str,
     root: Option<&Path>,
 ) -> anyhow::Result<Option<Stores>> {
-    match sandbox.stores(command, root) {
+    match sandbox.stores(command, root, &[]) {
         Ok(stores) => Ok(Some(stores)),
         Err(error) if is_no_store(&error) => Ok(None),
         Err(error) => Err(error),

@@ -65,7 +65,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         return inspect_remote::run(remote, &args.remote, &args.sandbox, form);
     }
     let names = archive_names::resolve_all(&args.images, &args.sandbox, root)?;
-    let stores = args.sandbox.stores("inspect", root)?;
+    let texts: Vec<&str> = names.iter().map(String::as_str).collect();
+    let stores = args.sandbox.stores("inspect", root, &texts)?;
     let (mut images, mut failures) = (Vec::new(), Vec::new());
     for name in &names {
         match stores.find(name) {

@@ -47,7 +47,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let resolve = |image| archive_names::resolve(image, &args.sandbox, root);
     let image = args.image.as_deref().map(resolve).transpose()?;
-    let stores = args.sandbox.stores("layers", root)?;
+    let names: Vec<&str> = image.as_deref().into_iter().collect();
+    let stores = args.sandbox.stores("layers", root, &names)?;
     let image = image.map(|name| stores.find(&name)).transpose()?;
     let mut tree = stores.layers(image.as_ref());
     if !args.filter.is_empty() {

@@ -107,7 +107,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         paths.push(b"/".to_vec());
     }
     let resolved = archive_names::resolve(&name, &args.sandbox, root)?;
-    let trees = Opening::prepare("ls", &args.sandbox, root)?.enter()?;
+    let trees = Opening::prepare("ls", &args.sandbox, root, &[&*resolved])?.enter()?;
     let tree = trees.open_with_files(&resolved)?;
     let mut failed = None;
     let mut singles = Group {

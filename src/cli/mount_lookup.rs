@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
+use super::command_sandbox::find_places;
 use super::confined_queries::{ask, sources};
 use super::environment;
 use super::error::is_not_unpacked;
@@ -94,7 +95,7 @@ fn unpack(
     let own_root = own.root().to_owned();
     // The opened store holds directories.
     drop(own);
-    let mut places = Places::find(root, &environment())?;
+    let mut places = find_places(root, &[image])?;
     asked.pool.open(&mut places)?;
     let mut sandbox = Command::new(mode);
     if mode != Mode::Off {
@@ -145,7 +146,8 @@ fn of(found: Found, fresh: Option<Fresh>) -> ToMount {
 /// Searches for an image or a container.
 fn find(asked: &Asked<'_>, root: Option<&Path>) -> anyhow::Result<(Found, Vec<File>)> {
     let mode = asked.options.sandbox;
-    let mut places = Places::find(root, &environment())?;
+    let images: Vec<&str> = asked.image.into_iter().collect();
+    let mut places = find_places(root, &images)?;
     if asked.container.is_some() {
         places.open_run_lists(&environment());
     }
@@ -232,7 +234,8 @@ fn find_or_make(
     lock: &File,
 ) -> anyhow::Result<(Found, Vec<File>)> {
     let mode = asked.options.sandbox;
-    let mut places = Places::find(root, &environment())?;
+    let images: Vec<&str> = asked.image.into_iter().collect();
+    let mut places = find_places(root, &images)?;
     let within = |places: Places| {
         let own = Writable::open(own_root)?;
         let locked = own.locked_by(lock.try_clone().context("cannot keep the store locked")?)?;

@@ -32,7 +32,8 @@ pub(super) struct InTree {
 
 impl InTree {
     /// Parses `NAME` or `NAME:/PATH`. In the name of an archive the path begins after the last
-    /// colon that is before a slash, because the archive has a path too; elsewhere after the first.
+    /// colon that is before a slash, because the archive has a path too; elsewhere after the first,
+    /// which in the name of a store is behind the bracket.
     pub(super) fn parse(text: &OsStr) -> Result<Self, Usage> {
         let bytes = text.as_bytes();
         let is_archive = text.to_str().is_some_and(archive_names::is_one);
@@ -43,7 +44,10 @@ impl InTree {
             let kind = bytes.iter().position(|byte| *byte == b':').unwrap_or(0);
             colons.rfind(|pair| is_path(pair) && pair.0 > kind)
         } else {
-            colons.find(|pair| is_path(pair))
+            let bracket = bytes.starts_with(b"containers-storage:[");
+            let end = bracket.then(|| bytes.iter().position(|byte| *byte == b']'));
+            let end = end.flatten().unwrap_or(0);
+            colons.find(|pair| is_path(pair) && pair.0 >= end)
         };
         let (name, path) = match colon {
             Some((at, _)) => (&bytes[..at], Some(bytes[at + 1..].to_vec())),
@@ -80,14 +84,15 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    /// Opens what the command needs. There must be no second thread yet.
+    /// Opens what the command needs for trees with these names. There must be no second thread yet.
     pub(super) fn prepare(
         command: &str,
         sandbox: &SandboxArgs,
         root: Option<&Path>,
+        names: &[&str],
     ) -> anyhow::Result<Self> {
         let mut cage = sandbox.cage(command)?;
-        let places = cage.stores_of_containers(root)?;
+        let places = cage.stores_of_containers(root, names)?;
         let catalogs = cage.catalogs(Missing::Leave)?.map(ImageCatalogs::of);
         let outside = Outside::start(None, Some(&places)).context("cannot start a process")?;
         Ok(Self {

@@ -12,6 +12,7 @@ use super::registry_args::RegistryArgs;
 use super::{archive_names, command_sandbox, own_store};
 use unionfs::oci::Reference;
 use unionfs::registry::{LayerCompression, ManifestFormat, Purpose, PushOptions, push};
+use unionfs::store::ImageName;
 use unionfs::store::writable::Staging;
 
 /// Push an image to a registry
@@ -112,7 +113,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
     let mut access = args.registry.access()?;
     let mut cage = args.sandbox.cage("push")?.moves_images();
-    let mut places = cage.stores(root)?;
+    let mut places = cage.stores(root, &[&*image])?;
     args.pool.open(&mut places)?;
     // The given root is not a store of unionfs, as with --root of Docker: no blobs are recorded
     // there.
@@ -164,7 +165,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
 fn implied(image: &str) -> anyhow::Result<Reference> {
     use unionfs::oci::Query;
     let refused = |why: &str| Usage(format!("{image:?} {why}: give a destination"));
-    match Query::parse(image)? {
+    match Query::parse(ImageName::parse(image)?.name())? {
         Query::Id(_) => Err(refused("is an ID").into()),
         Query::Name { reference, .. } if reference.digest().is_some() => {
             Err(refused("has a digest, which no image is pushed under").into())

@@ -12,7 +12,7 @@ use super::pool::PoolArgs;
 use super::progress::{ProgressArgs, verb};
 use unionfs::archive::{self, Format, Outgoing, save};
 use unionfs::oci::Reference;
-use unionfs::store::Stores;
+use unionfs::store::{ImageName, Stores};
 
 /// Save images to an archive
 ///
@@ -57,7 +57,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
     let names = archive_names::resolve_all(&args.images, &args.sandbox, root)?;
     let mut cage = args.sandbox.cage("save")?.moves_images();
-    let mut places = cage.stores(root)?;
+    let texts: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut places = cage.stores(root, &texts)?;
     args.pool.open(&mut places)?;
     let output = output.map(|path| Output::open(path, None)).transpose()?;
     let stores = cage.enter_with_stores(places)?;
@@ -84,7 +85,7 @@ fn outgoing<'s>(stores: &'s Stores, texts: &[String]) -> anyhow::Result<Vec<Outg
     for text in texts {
         let (store, id) = stores.locate(text)?;
         let image = store.image(&id)?;
-        let name = Reference::parse(text).ok();
+        let name = Reference::parse(ImageName::parse(text)?.name()).ok();
         let name = name.filter(|n| n.digest().is_none() && image.names.iter().any(|i| i.is(n)));
         match images.iter_mut().find(|o| o.image.id == id) {
             Some(known) => known.names.extend(name),

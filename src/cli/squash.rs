@@ -59,7 +59,11 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
     let mut cage = args.sandbox.cage("squash")?;
     let store = own_store::open_to_write(root)?;
-    let places = cage.stores(root)?;
+    let places = {
+        let from = args.from.as_deref();
+        let names: Vec<&str> = std::iter::once(&*image).chain(from).collect();
+        cage.stores(root, &names)?
+    };
     let store = cage.enter_to_take_in(store)?;
     let store = own_store::lock(&store)?;
     let mut intake = store.begin_import();

@@ -32,7 +32,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
     let store = own_store::must_exist(root)?;
     let mut cage = args.sandbox.cage("tag")?;
-    let places = cage.stores(root)?;
+    let places = cage.stores(root, &[&*image])?;
     let store = cage.enter_with_own(store)?;
     let store = own_store::lock(&store)?;
     let (id, _) = own_store::find(&store, &image, &places)?;

@@ -121,6 +121,16 @@ pub enum Error {
     /// Neither HOME nor XDG_DATA_HOME is set.
     #[error("cannot tell where this user's store is: HOME is not set; set UNIONFS_ROOT")]
     NoHome,
+    /// The part of an image's name that names a store names none.
+    #[error(
+        "{name:?} does not name an image of podman's: {fault}; write containers-storage:[DRIVER@ROOT+RUNROOT]NAME"
+    )]
+    StoreName {
+        /// The name as the user gave it.
+        name: String,
+        /// The fault.
+        fault: &'static str,
+    },
     /// There is no such image.
     #[error("no image {name:?} in {}{}; `unionfs images` lists all images, `unionfs pull` downloads one", list(.searched), like(.near))]
     UnknownImage {

@@ -91,22 +91,28 @@ impl Store {
 
     /// Whether there is an image with that ID.
     pub(crate) fn contains(&self, id: &Digest) -> Result<bool> {
-        Ok(self.meant_by(id)? == Some(*id))
+        Ok(self.meant_by(id, None)? == Some(*id))
     }
 
     /// Returns the ID of the image that a digest means. The digest is the image's ID, or in
-    /// containerd's store that of its manifest or index.
-    pub(crate) fn meant_by(&self, digest: &Digest) -> Result<Option<Digest>> {
+    /// containerd's store that of its manifest or index. `namespace`: the only one of containerd's
+    /// that counts.
+    pub(crate) fn meant_by(
+        &self,
+        digest: &Digest,
+        namespace: Option<&str>,
+    ) -> Result<Option<Digest>> {
         match &self.records {
-            Some(records) => records.meant_by(digest),
+            Some(records) => records.meant_by(digest, namespace),
             None => Ok(self.imagedb().contains(digest)?.then_some(*digest)),
         }
     }
 
-    /// Returns all digests that mean an image, each with the image's ID.
-    pub(crate) fn digests(&self) -> Result<Vec<(Digest, Digest)>> {
+    /// Returns all digests that mean an image, each with the image's ID; of containerd's store those
+    /// of a namespace if one is given.
+    pub(crate) fn digests(&self, namespace: Option<&str>) -> Result<Vec<(Digest, Digest)>> {
         match &self.records {
-            Some(records) => records.digests(),
+            Some(records) => records.digests(namespace),
             None => Ok(self.ids()?.into_iter().map(|id| (id, id)).collect()),
         }
     }
@@ -129,8 +135,13 @@ impl Store {
 
     /// Returns the names of the images; `None` if the file is missing.
     pub(crate) fn repositories(&self) -> Result<Option<Repositories>> {
+        self.repositories_in(None)
+    }
+
+    /// As [`Self::repositories`]; of containerd's store those of a namespace if one is given.
+    pub(crate) fn repositories_in(&self, namespace: Option<&str>) -> Result<Option<Repositories>> {
         if let Some(records) = &self.records {
-            return records.repositories().map(Some);
+            return records.repositories(namespace).map(Some);
         }
         let bytes = self
             .root

@@ -14,6 +14,7 @@ use super::containers_storage::RunLists;
 use super::discovery::{self, Candidate, Environment, Known};
 use super::drivers::devicemapper::{self, PoolFiles};
 use super::error::{Error, Result};
+use super::image_name::NamedStore;
 use super::{UnnamedLayer, containerd, drivers, named_layer, unnamed_layer, writable};
 use crate::layer::OpenDir;
 
@@ -25,6 +26,10 @@ pub struct Places {
     pub(super) searched: Vec<PathBuf>,
     pub(super) skipped: Vec<Error>,
     pub(super) explicit: bool,
+    /// The roots that names of images name, as they are written and as they are.
+    pub(super) named_roots: Vec<(PathBuf, PathBuf)>,
+    /// The roots that no search has found, only names of images.
+    only_named: Vec<PathBuf>,
     /// Directories that are not searched, but to which records in the roots may refer.
     others: Vec<PathBuf>,
     /// The pools of stores of the driver devicemapper.
@@ -82,6 +87,32 @@ impl Places {
         Ok(root.path().to_owned())
     }
 
+    /// Adds the store that the name of an image names. Other names do not find its images.
+    ///
+    /// # Errors
+    /// Those of opening its directories.
+    pub fn add_named(&mut self, store: &NamedStore) -> Result<()> {
+        for root in std::iter::once(&store.root).chain(&store.image_stores) {
+            let before = self.roots.len();
+            let found = self.add_root(root)?;
+            if self.roots.len() > before {
+                self.only_named.push(found.clone());
+            }
+            if *root == store.root {
+                if let Some(run_root) = &store.run_root {
+                    self.run_roots.push((found.clone(), vec![run_root.clone()]));
+                }
+                self.named_roots.push((root.clone(), found));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the roots that are searched only for names that name them.
+    pub(super) fn only_named(&self) -> Vec<PathBuf> {
+        self.only_named.clone()
+    }
+
     /// Opens the lists in the run roots of podman's stores, for a process that confines itself before
     /// it searches containers. The environment is that of [`Places::find`]. A run root that cannot be
     /// read is a reason for a warning.
@@ -128,6 +159,8 @@ impl Places {
             searched: self.searched.clone(),
             skipped: Vec::new(),
             explicit: self.explicit,
+            named_roots: self.named_roots.clone(),
+            only_named: self.only_named.clone(),
             others: self.others.clone(),
             pools: self.pools.clone(),
             namespace: self.namespace.clone(),

@@ -39,18 +39,23 @@ impl Records {
     }
 
     /// Returns the ID of the image that a digest means; `None` if there is no such image.
-    pub(crate) fn meant_by(&self, digest: &Digest) -> Result<Option<Digest>> {
+    /// `namespace`: the only one of containerd's that counts.
+    pub(crate) fn meant_by(
+        &self,
+        digest: &Digest,
+        namespace: Option<&str>,
+    ) -> Result<Option<Digest>> {
         match self {
             Self::Podman(records) => Ok(records.contains(digest).then_some(*digest)),
-            Self::Containerd(found) => Ok(found.records()?.meant_by(digest)),
+            Self::Containerd(found) => Ok(found.records()?.meant_by(digest, namespace)),
         }
     }
 
     /// Returns all digests that mean an image, each with the image's ID.
-    pub(crate) fn digests(&self) -> Result<Vec<(Digest, Digest)>> {
+    pub(crate) fn digests(&self, namespace: Option<&str>) -> Result<Vec<(Digest, Digest)>> {
         match self {
             Self::Podman(records) => Ok(records.ids().into_iter().map(|id| (id, id)).collect()),
-            Self::Containerd(found) => Ok(found.records()?.digests().collect()),
+            Self::Containerd(found) => Ok(found.records()?.digests(namespace).collect()),
         }
     }
 
@@ -105,10 +110,10 @@ impl Records {
     }
 
     /// Returns the names of the images, in the form in which Docker keeps them.
-    pub(crate) fn repositories(&self) -> Result<Repositories> {
+    pub(crate) fn repositories(&self, namespace: Option<&str>) -> Result<Repositories> {
         match self {
             Self::Podman(records) => Ok(records.repositories()),
-            Self::Containerd(found) => Ok(found.records()?.repositories()),
+            Self::Containerd(found) => Ok(found.records()?.repositories(namespace)),
         }
     }
 

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::containers::{self, Container};
 use super::discovery::{self, Environment, Known};
-use super::engine::Engine;
 use super::error::{Error, Result};
 use super::image::Image;
+use super::image_name::ImageName;
 use super::image_store::Store;
 use super::records::Records;
 use super::{CacheId, Name, NamedLayer, Places, UnnamedLayer, near_names, unnamed_layer, writable};
@@ -24,6 +24,10 @@ pub struct Stores {
     stores: Vec<Store>,
     /// The places that were searched, also those without a store.
     places: Vec<PathBuf>,
+    /// The roots that names of images name, as they are written and as they are.
+    named_roots: Vec<(PathBuf, PathBuf)>,
+    /// The roots that are searched only for names that name them.
+    only_named: Vec<PathBuf>,
     skipped: Vec<Error>,
     /// Locks that keep the found images and layers from being removed, see [`Stores::into_held`].
     held: Vec<File>,
@@ -57,6 +61,8 @@ impl Stores {
         let mut found = Self {
             skipped: std::mem::take(&mut places.skipped),
             places: places.roots.clone(),
+            only_named: places.only_named(),
+            named_roots: std::mem::take(&mut places.named_roots),
             ..Self::default()
         };
         let mut of_explicit = None;
@@ -65,7 +71,7 @@ impl Stores {
                 Ok(()) => (),
                 // A root of Docker may have its images in the containerd below it.
                 Err(error) if places.explicit => drop(of_explicit.get_or_insert(error)),
-                Err(error) if discovery::is_absent(&error) => (),
+                Err(error) if discovery::is_absent(&error) && !found.only_named.contains(path) => {}
                 Err(error) => found.skipped.push(error),
             }
         }
@@ -129,13 +135,13 @@ impl Stores {
     }
 
     /// Finds the image that a user means: a name wins over an ID prefix, and the first store that
-    /// has the name wins over others, as in Docker. `docker-daemon:` and `containers-storage:`
-    /// before the name restrict the search to the stores of Docker or podman.
+    /// has the name wins over others, as in Docker. An [`ImageName`] restricts the search to some
+    /// stores.
     ///
     /// # Errors
     /// [`Error::UnknownImage`], [`Error::AmbiguousImage`] or [`Error::NoRepositories`] if no image
     /// fits; those of [`Store::image`] if the image is damaged; [`Error::Oci`] if the text is not a
-    /// reference.
+    /// reference; [`Error::StoreName`].
     pub fn find(&self, text: &str) -> Result<Image> {
         let (store, id) = self.locate(text)?;
         store.image(&id)
@@ -146,43 +152,45 @@ impl Stores {
     /// # Errors
     /// Those of [`Stores::find`], except for faults of the image itself.
     pub fn locate(&self, text: &str) -> Result<(&Store, Digest)> {
-        let (engine, name) = Engine::of(text);
-        let stores: Vec<&Store> = (self.stores.iter())
-            .filter(|store| engine.has(store))
-            .collect();
-        let unknown = || Error::UnknownImage {
-            name: text.to_owned(),
-            searched: roots(stores.iter().copied()),
-            near: near_names::near(name, all_names(stores.iter().copied())),
-        };
-        match Query::parse(name)? {
-            Query::Id(id) => {
-                for store in &stores {
-                    if let Some(id) = store.meant_by(&id)? {
-                        return Ok((store, id));
+        let wanted = ImageName::parse(text)?;
+        let stores = self.searched_for(&wanted);
+        let namespace = wanted.namespace();
+        let found = match (Query::parse(wanted.name())?, wanted.id) {
+            (Query::Id(id), _) => by_id(&stores, &id, namespace)?,
+            (Query::Name { reference, .. }, Some(id)) => by_name_and_id(&stores, &reference, &id)?,
+            (Query::Name { reference, prefix }, None) => {
+                match by_name(&stores, &reference, namespace)? {
+                    ByName::Found(store, id) => Some((store, id)),
+                    missing => {
+                        let found = prefix.map(|prefix| by_prefix(&stores, &prefix, namespace));
+                        let found = found.transpose()?.flatten();
+                        if let (None, ByName::NoNames(path)) = (&found, missing) {
+                            let name = text.to_owned();
+                            return Err(Error::NoRepositories { name, path });
+                        }
+                        found
                     }
                 }
-                Err(unknown())
             }
-            Query::Name { reference, prefix } => {
-                let by_name = by_name(&stores, &reference)?;
-                if let ByName::Found(store, id) = by_name {
-                    return Ok((store, id));
-                }
-                if let Some(prefix) = prefix
-                    && let Some((store, id)) = by_prefix(&stores, &prefix)?
-                {
-                    return Ok((store, id));
-                }
-                match by_name {
-                    ByName::NoNames(path) => Err(Error::NoRepositories {
-                        name: text.to_owned(),
-                        path,
-                    }),
-                    _ => Err(unknown()),
-                }
-            }
-        }
+        };
+        found.ok_or_else(|| Error::UnknownImage {
+            name: text.to_owned(),
+            searched: match wanted.store() {
+                Some(store) if stores.is_empty() => vec![store.root.clone()],
+                _ => roots(stores.iter().copied()),
+            },
+            near: near_names::near(wanted.name(), all_names(stores.iter().copied())),
+        })
+    }
+
+    /// Returns the stores that are searched for a name.
+    fn searched_for(&self, wanted: &ImageName<'_>) -> Vec<&Store> {
+        let root_of = |root: &Path| {
+            let mut named = self.named_roots.iter();
+            named.find_map(|(written, at)| (written == root).then(|| at.clone()))
+        };
+        let is_searched = |store: &&Store| wanted.searches(store, &self.only_named, root_of);
+        self.stores.iter().filter(is_searched).collect()
     }
 
     /// Returns all names of images; those that cannot be read are left out.
@@ -282,11 +290,47 @@ fn all_names<'s>(stores: impl Iterator<Item = &'s Store>) -> impl Iterator<Item 
     })
 }
 
+/// Finds the image that a digest means in these stores. `namespace`: the only one of containerd that
+/// counts, here and below.
+fn by_id<'s>(
+    stores: &[&'s Store],
+    digest: &Digest,
+    namespace: Option<&str>,
+) -> Result<Option<(&'s Store, Digest)>> {
+    for &store in stores {
+        if let Some(id) = store.meant_by(digest, namespace)? {
+            return Ok(Some((store, id)));
+        }
+    }
+    Ok(None)
+}
+
+/// Finds the image with that ID in these stores, which must also have the name.
+fn by_name_and_id<'s>(
+    stores: &[&'s Store],
+    name: &Reference,
+    id: &Digest,
+) -> Result<Option<(&'s Store, Digest)>> {
+    for &store in stores {
+        let names = store.names_of(id)?;
+        let local = name.local();
+        let is_it = |found: &Name| found.is(name) || local.as_ref().is_some_and(|l| found.is(l));
+        if names.iter().any(is_it) {
+            return Ok(Some((store, *id)));
+        }
+    }
+    Ok(None)
+}
+
 /// Finds the image with that name in these stores.
-fn by_name<'s>(stores: &[&'s Store], name: &Reference) -> Result<ByName<'s>> {
+fn by_name<'s>(
+    stores: &[&'s Store],
+    name: &Reference,
+    namespace: Option<&str>,
+) -> Result<ByName<'s>> {
     let mut any = false;
     for &store in stores {
-        if let Some(repositories) = store.repositories()? {
+        if let Some(repositories) = store.repositories_in(namespace)? {
             any = true;
             let found = repositories.get(name)?;
             // As in podman, a short name also means an image that was built locally.
@@ -308,10 +352,14 @@ fn by_name<'s>(stores: &[&'s Store], name: &Reference) -> Result<ByName<'s>> {
 }
 
 /// Finds the image whose ID begins with the prefix in these stores.
-fn by_prefix<'s>(stores: &[&'s Store], prefix: &str) -> Result<Option<(&'s Store, Digest)>> {
+fn by_prefix<'s>(
+    stores: &[&'s Store],
+    prefix: &str,
+    namespace: Option<&str>,
+) -> Result<Option<(&'s Store, Digest)>> {
     let mut matches: BTreeMap<Digest, &Store> = BTreeMap::new();
     for &store in stores {
-        for (digest, id) in store.digests()? {
+        for (digest, id) in store.digests(namespace)? {
             if digest.hex().starts_with(prefix) {
                 matches.entry(id).or_insert(store);
             }

@@ -380,6 +380,22 @@ fn namespaces_are_searched_in_order() {
     assert_eq!(only("moby", "app:1"), id("app:2"));
     assert_ne!(only("default", "app:1"), id("app:2"));
     assert_eq!(only("default", "app:2"), id("app:2"));
+    // `docker-daemon:` means the namespace of Docker.
+    assert_eq!(id("docker-daemon:app:1"), id("app:2"));
+    let tag = ["docker.io/library/app:2", "docker.io/library/others:1"];
+    containerd.ctr(&["images", "tag", tag[0], tag[1]]);
+    assert_eq!(id("others:1"), id("app:2"));
+    containerd
+        .run(&["inspect", "docker-daemon:others:1"])
+        .failed(1, &["no image", "docker-daemon:others:1"]);
+    let of_default = only("default", "app:1");
+    let of_default = of_default.as_str().unwrap();
+    assert_eq!(id(of_default), of_default);
+    for name in [of_default, &of_default["sha256:".len()..][..12]] {
+        containerd
+            .run(&["inspect", &format!("docker-daemon:{name}")])
+            .failed(1, &["no image"]);
+    }
     containerd
         .run(&["--namespace", "k8s.io", "mount", "-r", "app:1", "mnt"])
         .failed(1, &["no image", "app:1"]);

@@ -10,12 +10,14 @@ use testkit::need;
 use testkit::need::{can_mount, has_tools};
 
 /// Parts of examples that cannot run here, with the reason.
-const LEFT_OUT: [(&str, &str); 26] = [
+const LEFT_OUT: [(&str, &str); 28] = [
     ("docker save", "needs dockerd"),
     ("docker load", "needs dockerd"),
     ("docker export", "needs dockerd"),
     ("/var/lib/docker", "needs the store of a dockerd"),
     ("/old/docker", "needs the store of a dockerd"),
+    ("docker-daemon:", "needs the store of a dockerd"),
+    ("/srv/old", "needs a second store of podman"),
     ("/backup/docker", "needs a copy of Docker's store"),
     ("--pool-data", "needs a thin pool"),
     ("unionfs pull", "needs a registry (tests/registry)"),

@@ -247,6 +247,130 @@ fn images_of_additional_stores_and_on_their_layers() {
     }
 }
 
+/// `containers-storage:[…]NAME` names an image of exactly one store, wherever an image can be named.
+#[test]
+fn a_name_with_a_store_names_exactly_that_store() {
+    let podman = need!(Podman::start("overlay"));
+    let home = &podman.home;
+    podman.conf("shared.conf", "shared", &[]);
+    podman.shell_with(
+        "shared.conf",
+        "echo shared > base/shared; tar -C base -cf shared.tar .
+        podman import -q shared.tar localhost/app:1",
+    );
+    let of = |driver: &str, store: &str| {
+        let run_root = home.text(&format!("{store}-run"));
+        format!(
+            "containers-storage:[{driver}{}+{run_root}]",
+            home.text(store)
+        )
+    };
+    let name = |store: &str| format!("{}localhost/app:1", of("overlay@", store));
+    let (ours, theirs) = (name("store"), name("shared"));
+    let id_of = |conf: &str| {
+        let id = podman.shell_with(conf, "podman inspect --format '{{.Id}}' localhost/app:1");
+        format!("sha256:{}", id.trim())
+    };
+    let [id, other] = ["storage.conf", "shared.conf"].map(id_of);
+    assert_ne!(id, other);
+    let inspected = |name: &str| {
+        let found = podman.run(&["inspect", "--json", name]).ok();
+        let found: Value = serde_json::from_str(&found).unwrap();
+        found[0]["id"].as_str().unwrap().to_owned()
+    };
+    // storage.conf names one store: names without a store mean its image, others are not searched.
+    assert_eq!(inspected("app:1"), id);
+    assert_eq!(inspected(&ours), id);
+    assert_eq!(inspected(&theirs), other);
+    for (text, found) in [
+        (format!("{}app:1", of("", "shared")), &other),
+        (
+            format!("{}{}", of("overlay2@", "shared"), &other[7..]),
+            &other,
+        ),
+        (format!("{theirs}@{}", &other[7..]), &other),
+        (format!("containers-storage:{id}"), &id),
+    ] {
+        assert_eq!(inspected(&text), *found, "{text}");
+    }
+    for text in [
+        &other,
+        &format!("containers-storage:{other}"),
+        &format!("{theirs}@{}", &id[7..]),
+        &format!("{}localhost/base:1", of("overlay@", "shared")),
+        &format!("{}localhost/app:1", of("vfs@", "shared")),
+        "docker-daemon:localhost/app:1",
+    ] {
+        podman.run(&["inspect", text]).failed(1, &["no image"]);
+    }
+    // Every command that takes an image.
+    podman.run(&["mount", "-r", &theirs, "mnt"]).ok();
+    assert_eq!(
+        fs::read_to_string(home.path("mnt/shared")).unwrap(),
+        "shared\n"
+    );
+    home.run(["umount", "mnt"]).ok();
+    podman.run(&["mount", "--name", "web", &theirs, "mnt"]).ok();
+    home.run(["umount", "mnt"]).ok();
+    podman.run(&["mount", "--name", "web", "mnt"]).ok();
+    assert!(home.path("mnt/shared").exists());
+    home.run(["umount", "mnt"]).ok();
+    for command in ["history", "layers", "ls"] {
+        podman.run(&[command, &theirs]).ok();
+    }
+    let layers: Value =
+        serde_json::from_str(&podman.run(&["layers", "--json", &theirs]).ok()).unwrap();
+    assert_eq!(layers.as_array().unwrap().len(), 1, "{layers}");
+    podman.run(&["verify", &theirs]).ok_with_progress();
+    let file = format!("{theirs}:/shared");
+    assert_eq!(podman.run(&["cat", &file]).ok(), "shared\n");
+    podman.run(&["cp", &file, "copied"]).ok();
+    let changes = podman.run(&["diff", &ours, &theirs]).ok();
+    assert!(changes.contains("A /shared"), "{changes}");
+    podman
+        .run(&["squash", &theirs, "flat:1"])
+        .ok_with_progress();
+    podman
+        .run(&["export", "-q", "-o", "exported.tar", &theirs])
+        .ok();
+    podman.run(&["catalog", "build", &theirs]).ok();
+    // A name without a store becomes the name in the archive.
+    podman.run(&["save", "-q", "-o", "saved.tar", &theirs]).ok();
+    home.run(["load", "-q", "-i", "saved.tar"]).ok();
+    let loaded = home.json(["inspect", "--json", "localhost/app:1"]);
+    assert_eq!(loaded[0]["id"], *other);
+    home.run(["rmi", "localhost/app:1"]).ok();
+    podman
+        .run(&["copy", "-q", &theirs, "docker-archive:copied.tar"])
+        .ok();
+    home.run(["load", "-q", "-i", "copied.tar"]).ok();
+    let loaded = home.json(["inspect", "--json", "localhost/app:1"]);
+    assert_eq!(loaded[0]["id"], *other);
+    // What names no store is refused.
+    let nowhere = format!("containers-storage:[overlay@{}]app:1", home.text("nowhere"));
+    podman
+        .run(&["inspect", &nowhere])
+        .failed(1, &["cannot open the store of", "nowhere"]);
+    let no_store = format!("containers-storage:[{}]app:1", home.text("base"));
+    let failed = podman.run(&["inspect", &no_store]);
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    assert!(
+        failed.stderr.contains("is not an image store"),
+        "{failed:?}"
+    );
+    for (text, word) in [
+        ("containers-storage:[/x", "bracket"),
+        ("containers-storage:[x]app", "absolute"),
+        ("containers-storage:[/x]", "name of the image is missing"),
+    ] {
+        podman.run(&["inspect", text]).failed(2, &[word]);
+    }
+    let root = home.text("store");
+    podman
+        .run(&["--root", &root, "inspect", &theirs])
+        .failed(2, &["leave one of them out"]);
+}
+
 /// Moves the records of a container and its layer into the run root, where podman since 4.4 keeps those
 /// of a transient store.
 fn make_transient(podman: &Podman, layer: &str) {
@@ -322,7 +446,7 @@ fn containers_of_a_transient_store_are_found() {
     // A store that no storage.conf names has the run root that the user names.
     let elsewhere = |args: &[&str]| {
         let mut command = home.command(testkit::program());
-        command.env("CONTAINERS_STORAGE_CONF", "/dev/null");
+        command.env("CONTAINERS_STORAGE_CONF", home.path("none.conf"));
         let args = [&["--root", &root][..], args].concat();
         Outcome::from(command.args(args).output().unwrap())
     };

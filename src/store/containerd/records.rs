@@ -203,6 +203,15 @@ impl Records {
         images.filter(|found| found.snapshotter == self.snapshotter)
     }
 
+    /// As [`Self::images`]; with a namespace, only its images.
+    fn images_in(&self, namespace: Option<&str>) -> impl Iterator<Item = &Found> {
+        let namespace = namespace.map(str::to_owned);
+        self.images().filter(move |found| {
+            let only = namespace.as_ref();
+            only.is_none_or(|only| found.named.namespace == *only)
+        })
+    }
+
     /// Returns the image with that ID: of several namespaces, the first that has unpacked it.
     fn image(&self, id: &Digest) -> Option<&Found> {
         let is_it = |found: &&Found| found.manifest.as_ref().is_some_and(|m| m.config == *id);
@@ -221,8 +230,8 @@ impl Records {
 
     /// Returns the ID of the image that a digest means. The digest is that of the configuration, or
     /// of the index or manifest of a name, which Docker shows as the ID of an image in this store.
-    pub(crate) fn meant_by(&self, digest: &Digest) -> Option<Digest> {
-        let mut images = self.images();
+    pub(crate) fn meant_by(&self, digest: &Digest, namespace: Option<&str>) -> Option<Digest> {
+        let mut images = self.images_in(namespace);
         images.find_map(|found| {
             let config = found.manifest.as_ref()?.config;
             (config == *digest || found.named.target == *digest).then_some(config)
@@ -230,8 +239,11 @@ impl Records {
     }
 
     /// Returns all digests that mean an image, each with the image's ID.
-    pub(crate) fn digests(&self) -> impl Iterator<Item = (Digest, Digest)> {
-        self.images().flat_map(|found| {
+    pub(crate) fn digests(
+        &self,
+        namespace: Option<&str>,
+    ) -> impl Iterator<Item = (Digest, Digest)> {
+        self.images_in(namespace).flat_map(|found| {
             let config = found.manifest.as_ref().map(|manifest| manifest.config);
             let meant = |config| [(config, config), (found.named.target, config)];
             config.map(meant).into_iter().flatten()
@@ -240,9 +252,9 @@ impl Records {
 
     /// Returns the names of the images, in the form in which Docker keeps them. A name whose image
     /// does not exist has the digest that the image should have.
-    pub(crate) fn repositories(&self) -> Repositories {
+    pub(crate) fn repositories(&self, namespace: Option<&str>) -> Repositories {
         let mut digests: Vec<(&str, Digest)> = self
-            .images()
+            .images_in(namespace)
             // Kubernetes also has names that are only the image's ID.
             .filter(|found| Digest::parse(&found.named.name).is_none())
             .map(|found| {
