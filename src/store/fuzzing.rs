@@ -3,8 +3,10 @@
 
 use std::path::Path;
 
+use super::discovery::Environment;
 use super::repositories::Repositories;
-use super::{Error, NamedLayer, imagedb};
+use super::storage_conf::{self, RunRoot};
+use super::{Error, ImageName, NamedLayer, imagedb};
 use crate::oci::derived_config::Derivation;
 use crate::oci::image_config;
 use crate::oci::{Digest, Reference};
@@ -67,6 +69,46 @@ pub fn thin_pool(metadata: &[u8], data: &[u8], size: u64, names: &[&[u8]]) -> Ve
     match super::drivers::devicemapper::read_all(metadata, data, size, names) {
         Ok(refused) => refused,
         Err(error) => vec![error],
+    }
+}
+
+/// Reads a `storage.conf`: all places are absolute.
+pub fn storage_conf(bytes: &[u8]) -> Vec<Error> {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return Vec::new();
+    };
+    let environment = Environment {
+        home: Some("/home/user".into()),
+        ..Environment::default()
+    };
+    let (found, error) = storage_conf::read_text(text, &environment);
+    let run_roots = found.roots.iter().map(|place| match &place.run_root {
+        RunRoot::At(path) => Some(path),
+        _ => None,
+    });
+    let paths = run_roots.flatten().chain(&found.default_run_root);
+    let mut paths = paths.chain(found.roots.iter().map(|place| &place.root));
+    debug_assert!(paths.all(|path| path.is_absolute()), "{found:?}");
+    error.into_iter().collect()
+}
+
+/// Parses the name of an image with a store: directories are absolute, and the name is what is after
+/// them.
+pub fn image_name(bytes: &[u8]) -> Vec<Error> {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return Vec::new();
+    };
+    match ImageName::parse(text) {
+        Err(error) => vec![error],
+        Ok(name) => {
+            let paths = name.store().into_iter().flat_map(|store| {
+                let paths = std::iter::once(&store.root).chain(&store.run_root);
+                paths.chain(&store.image_stores)
+            });
+            debug_assert!(paths.into_iter().all(|path| path.is_absolute()), "{name:?}");
+            debug_assert!(text.contains(name.name()), "{name:?}");
+            Vec::new()
+        }
     }
 }
 

@@ -178,6 +178,20 @@ fn parse(path: &Path, text: &str) -> Result<StorageConf> {
     })
 }
 
+/// Reads a text as the file of the caller and as that of the system. Returns the places and the error.
+#[cfg(feature = "fuzzing")]
+pub(super) fn read_text(text: &str, environment: &Environment) -> (Configured, Option<Error>) {
+    let mut found = Configured::default();
+    match parse(Path::new("/fuzzing"), text) {
+        Err(error) => (found, Some(error)),
+        Ok(conf) => {
+            found.add_all(&conf.storage, environment, Whose::Callers);
+            found.add_all(&conf.storage, environment, Whose::Systems);
+            (found, None)
+        }
+    }
+}
+
 /// Replaces `$HOME`, `$UID` and `$USER` in a path; `None` if a variable is not set or the result is
 /// not absolute.
 fn expand(text: &str, environment: &Environment) -> Option<PathBuf> {

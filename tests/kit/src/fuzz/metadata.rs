@@ -1,11 +1,13 @@
-//! The small files of a store. The first byte chooses: a parser gets the bytes directly, or a file
-//! of a small store (Docker's, podman's) gets them as its content before the whole store is read.
+//! The small files of a store, storage.conf, and names of images with a store. The first byte
+//! chooses: a parser gets the bytes directly, or a file of a small store (Docker's, podman's) gets
+//! them as its content before the whole store is read.
 
 use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use unionfs::store::{Error, fuzzing};
+use unionfs::store::discovery::Environment;
+use unionfs::store::{Error, Stores, fuzzing};
 
 use super::one_line;
 use crate::store::fixture::{Fixture, children};
@@ -14,11 +16,13 @@ use crate::store::layouts::Layout;
 /// A parser of bytes, which returns its errors.
 type Parser = fn(&[u8]) -> Vec<Error>;
 
-const PARSERS: [Parser; 4] = [
+const PARSERS: [Parser; 6] = [
     fuzzing::repositories,
     fuzzing::config,
     fuzzing::named,
     fuzzing::digest,
+    fuzzing::storage_conf,
+    fuzzing::image_name,
 ];
 
 /// Files of Docker's store.
@@ -36,10 +40,15 @@ const DOCKER: [&str; 11] = [
     "overlay2/*/lower",
 ];
 
-/// Files of podman's store.
-const PODMAN: [&str; 5] = [
+/// Files of podman's store, and of its run root, which is in a directory of the store here.
+const PODMAN: [&str; 10] = [
     "overlay-images/images.json",
     "overlay-layers/layers.json",
+    "overlay-layers/volatile-layers.json",
+    "overlay-containers/containers.json",
+    "overlay-containers/volatile-containers.json",
+    "run/overlay-layers/volatile-layers.json",
+    "run/overlay-containers/volatile-containers.json",
     "overlay/*/link",
     "overlay/*/lower",
     "overlay/.has-mount-program",
@@ -77,6 +86,9 @@ pub fn run(bytes: &[u8]) {
 
 impl Store {
     fn new(store: Fixture, patterns: &[&str]) -> Self {
+        for dir in ["run/overlay-layers", "run/overlay-containers"] {
+            fs::create_dir_all(store.root.join(dir)).unwrap();
+        }
         let files: Vec<PathBuf> = patterns
             .iter()
             .map(|pattern| file(&store, pattern))
@@ -112,7 +124,9 @@ impl Store {
             assert!(path.starts_with(root) && path.is_dir(), "{path:?}");
             assert_eq!(path.canonicalize().unwrap(), path);
         };
-        let stores = match self.store.stores() {
+        let mut environment = Environment::default();
+        environment.run_root = Some(root.join("run"));
+        let stores = match Stores::discover(Some(root), &environment) {
             Ok(stores) => stores,
             Err(error) => return one_line(&error),
         };
@@ -129,16 +143,21 @@ impl Store {
                 }
             }
         }
-        match stores.container("sample") {
-            Err(error) => one_line(&error),
-            Ok(container) => {
-                {
-                    let stack = container.stack();
-                    stack.lowers.iter().for_each(|layer| inside(layer.path()));
-                }
-                inside(container.upper.work.path());
-                inside(container.upper.layer.path());
-            }
+        // Docker's, podman's, and one that only a seed has.
+        for name in ["sample", "web", "volatile"] {
+            read_container(&stores, name, &inside);
+        }
+    }
+}
+
+fn read_container(stores: &Stores, name: &str, inside: &dyn Fn(&Path)) {
+    match stores.container(name) {
+        Err(error) => one_line(&error),
+        Ok(container) => {
+            let stack = container.stack();
+            stack.lowers.iter().for_each(|layer| inside(layer.path()));
+            inside(container.upper.work.path());
+            inside(container.upper.layer.path());
         }
     }
 }
@@ -173,11 +192,38 @@ pub fn seeds() -> Vec<Vec<u8>> {
             .join("image/overlay2/imagedb/content/sha256");
         add(1, &fs::read(config.join(docker.store.id(0))).unwrap());
         add(3, &docker.before[2].clone().unwrap_or_default());
+        // Layers and a container that are also in a volatile list.
+        let [_, podman] = stores;
+        let first = PARSERS.len() + DOCKER.len();
+        let [layers, containers] = [1, 3].map(|which| podman.before[which].clone().unwrap());
+        let renamed = String::from_utf8(containers)
+            .unwrap()
+            .replace("web", "volatile");
+        for (which, bytes) in [
+            (2, layers.as_slice()),
+            (5, &layers),
+            (4, renamed.as_bytes()),
+            (6, renamed.as_bytes()),
+        ] {
+            add(first + which, bytes);
+        }
     });
     let hex = "0123456789abcdef".repeat(4);
     let named = format!(
         r#"{{"id":"{hex}","mount_id":"a","image":"sha256:{hex}","image_name":"b","created":1,"source":{{"root":"/r","driver":"overlay"}}}}"#
     );
     add(2, named.as_bytes());
+    let conf = "[storage]\ndriver = 'overlay'\ngraphroot = '/g'\nrunroot = '$HOME/r'\nimagestore = '/i'\n\
+        rootless_storage_path = '$HOME/${UID}'\ntransient_store = true\n\
+        [storage.options]\nadditionalimagestores = ['/a', 'relative', '$NONE']\n";
+    add(4, conf.as_bytes());
+    add(4, b"[storage]\nrunroot = '/r'\n");
+    for name in [
+        "containers-storage:[overlay@/g+/r:overlay.imagestore=/a,x=y]localhost/app:1",
+        "containers-storage:[/g]app@0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+        "docker-daemon:app:1",
+    ] {
+        add(5, name.as_bytes());
+    }
     seeds
 }
