@@ -1,14 +1,15 @@
 //! Filters of system calls (seccomp(2)) for the calling thread, and for threads and processes that
 //! it starts later.
+#![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::io;
 
 use rustix::io::Errno;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+
+use program::{Action, Condition, Rule, Table, Wanted};
+
+mod program;
 
 /// A system call in a list of allowed or refused calls.
 #[derive(Clone, Copy, Debug)]
@@ -35,59 +36,7 @@ pub enum Call {
 /// # Errors
 /// Those of seccomp(2); [`io::ErrorKind::Unsupported`] on architectures without a filter.
 pub fn restrict(allowed: &[Call], unknown: &[libc::c_long]) -> io::Result<()> {
-    let arch = architecture()?;
-    let mut rules = rules_of(allowed)?;
-    let refused: BTreeMap<_, _> = unknown.iter().map(|call| (*call, Vec::new())).collect();
-    // If two filters disagree, the kernel takes the stricter answer.
-    rules.extend(refused.clone());
-    let enosys = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    let kill = SeccompAction::KillProcess;
-    for program in [
-        compile(refused, SeccompAction::Allow, enosys, arch)?,
-        compile(rules, kill, SeccompAction::Allow, arch)?,
-    ] {
-        seccompiler::apply_filter(&program).map_err(io::Error::other)?;
-    }
-    Ok(())
-}
-
-fn architecture() -> io::Result<TargetArch> {
-    TargetArch::try_from(std::env::consts::ARCH)
-        .map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))
-}
-
-fn rules_of(calls: &[Call]) -> io::Result<BTreeMap<i64, Vec<SeccompRule>>> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for call in calls {
-        match *call {
-            Call::Any(call) => drop(rules.insert(call, Vec::new())),
-            Call::If {
-                call,
-                argument,
-                mask,
-                value,
-            } => {
-                let bits = SeccompCmpOp::MaskedEq(u64::from(mask));
-                let width = SeccompCmpArgLen::Dword;
-                let rule = SeccompCondition::new(argument, width, bits, u64::from(value))
-                    .and_then(|condition| SeccompRule::new(vec![condition]))
-                    .map_err(io::Error::other)?;
-                rules.entry(call).or_default().push(rule);
-            }
-        }
-    }
-    Ok(rules)
-}
-
-fn compile(
-    rules: BTreeMap<i64, Vec<SeccompRule>>,
-    otherwise: SeccompAction,
-    matching: SeccompAction,
-    arch: TargetArch,
-) -> io::Result<BpfProgram> {
-    SeccompFilter::new(rules, otherwise, matching, arch)
-        .and_then(BpfProgram::try_from)
-        .map_err(io::Error::other)
+    install(&restriction(allowed, unknown)?)
 }
 
 /// Makes these system calls fail with that error.
@@ -95,11 +44,10 @@ fn compile(
 /// # Errors
 /// As [`restrict`].
 pub fn refuse(calls: &[Call], error: Errno) -> io::Result<()> {
-    let arch = architecture()?;
-    let rules = rules_of(calls)?;
-    let refused = SeccompAction::Errno(error.raw_os_error().unsigned_abs());
-    let program = compile(rules, SeccompAction::Allow, refused, arch)?;
-    seccompiler::apply_filter(&program).map_err(io::Error::other)
+    install(&Table {
+        rules: rules(calls, failure(error)?)?,
+        otherwise: Action::Allow,
+    })
 }
 
 /// Allows only sockets of these families. Others fail with EAFNOSUPPORT. Of netlink(7) only routing
@@ -109,29 +57,105 @@ pub fn refuse(calls: &[Call], error: Errno) -> io::Result<()> {
 /// # Errors
 /// As [`restrict`].
 pub fn refuse_sockets_but(families: &[u32]) -> io::Result<()> {
-    let arch = architecture()?;
-    let others = families.iter().map(|family| {
-        let width = SeccompCmpArgLen::Dword;
-        SeccompCondition::new(0, width, SeccompCmpOp::Ne, u64::from(*family))
-    });
-    let others = others.collect::<Result<Vec<_>, _>>();
-    let rule = others
-        .and_then(SeccompRule::new)
-        .map_err(io::Error::other)?;
-    let netlink = [
-        (0, SeccompCmpOp::Eq, libc::AF_NETLINK),
-        (2, SeccompCmpOp::Ne, libc::NETLINK_ROUTE),
+    install(&only_sockets(families)?)
+}
+
+fn restriction(allowed: &[Call], unknown: &[libc::c_long]) -> io::Result<Table> {
+    let mut rules = rules(allowed, Action::Allow)?;
+    let enosys = Rule::Always(failure(Errno::NOSYS)?);
+    for call in unknown {
+        rules.insert(number(*call)?, enosys.clone());
+    }
+    Ok(Table {
+        rules,
+        otherwise: Action::Kill,
+    })
+}
+
+fn only_sockets(families: &[u32]) -> io::Result<Table> {
+    let is = |argument, value, wanted| Condition {
+        argument,
+        mask: u32::MAX,
+        value,
+        wanted,
+    };
+    let others = families.iter();
+    let others = others.map(|family| is(0, *family, Wanted::Different));
+    let netlink = vec![
+        is(0, libc::AF_NETLINK.unsigned_abs(), Wanted::Equal),
+        is(2, libc::NETLINK_ROUTE.unsigned_abs(), Wanted::Different),
     ];
-    let netlink = netlink.into_iter().map(|(argument, how, value)| {
-        let width = SeccompCmpArgLen::Dword;
-        SeccompCondition::new(argument, width, how, u64::from(value.unsigned_abs()))
-    });
-    let other_netlink = netlink
-        .collect::<Result<Vec<_>, _>>()
-        .and_then(SeccompRule::new)
-        .map_err(io::Error::other)?;
-    let rules = BTreeMap::from([(libc::SYS_socket, vec![rule, other_netlink])]);
-    let refused = SeccompAction::Errno(libc::EAFNOSUPPORT.unsigned_abs());
-    let program = compile(rules, SeccompAction::Allow, refused, arch)?;
-    seccompiler::apply_filter(&program).map_err(io::Error::other)
+    let rule = Rule::If {
+        alternatives: vec![others.collect(), netlink],
+        action: failure(Errno::AFNOSUPPORT)?,
+    };
+    Ok(Table {
+        rules: BTreeMap::from([(number(libc::SYS_socket)?, rule)]),
+        otherwise: Action::Allow,
+    })
+}
+
+/// Returns a rule for each call of a list. A call that is in it without a condition gets `action`
+/// with all arguments.
+fn rules(calls: &[Call], action: Action) -> io::Result<BTreeMap<u32, Rule>> {
+    let mut rules: BTreeMap<u32, Rule> = BTreeMap::new();
+    for call in calls {
+        let (call, condition) = match *call {
+            Call::Any(call) => {
+                rules.insert(number(call)?, Rule::Always(action));
+                continue;
+            }
+            Call::If {
+                call,
+                argument,
+                mask,
+                value,
+            } => {
+                let wanted = Wanted::Equal;
+                let condition = Condition {
+                    argument,
+                    mask,
+                    value,
+                    wanted,
+                };
+                (call, condition)
+            }
+        };
+        let rule = rules.entry(number(call)?).or_insert(Rule::If {
+            alternatives: Vec::new(),
+            action,
+        });
+        if let Rule::If { alternatives, .. } = rule {
+            alternatives.push(vec![condition]);
+        }
+    }
+    Ok(rules)
+}
+
+fn number(call: libc::c_long) -> io::Result<u32> {
+    u32::try_from(call).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+fn failure(error: Errno) -> io::Result<Action> {
+    let number = u16::try_from(error.raw_os_error());
+    Ok(Action::Fail(
+        number.map_err(|_| io::ErrorKind::InvalidInput)?,
+    ))
+}
+
+/// Installs a filter beside those that are in force. The kernel takes the strictest answer.
+fn install(table: &Table) -> io::Result<()> {
+    super::capabilities::set_no_new_privs()?;
+    let mut program = table.program()?;
+    let described = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        filter: program.as_mut_ptr(),
+    };
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: `described` and the program that it points to live through the call, which only reads
+    // them.
+    match unsafe { libc::syscall(libc::SYS_seccomp, mode, 0, &raw const described) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
