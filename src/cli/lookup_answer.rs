@@ -19,9 +19,10 @@ use anyhow::Context as _;
 
 use super::options::MAX_LOWERS;
 use unionfs::catalog::Label;
+use unionfs::image_mounts::label_of_image;
 use unionfs::layer::{Dialect, LayerSpec, OpenDir, Records, StackSpec, UpperSpec};
 use unionfs::oci::Digest;
-use unionfs::store::Roots;
+use unionfs::store::{LayerLocation, Mountable, Roots};
 
 /// The maximum length of the label, in bytes. It is longer than any image name.
 const MAX_LABEL: usize = 4096;
@@ -55,26 +56,14 @@ impl Found {
             roots,
             bytes: Vec::new(),
         };
-        let count = u16::try_from(self.stack.lowers.len()).context("too many layers")?;
-        out.bytes.extend(count.to_le_bytes());
-        for lower in &self.stack.lowers {
-            out.layer(lower)?;
-        }
+        let lowers = self.stack.lowers.iter();
+        out.lowers(lowers.map(|lower| (lower.path(), lower.dialect)))?;
         out.bytes.push(self.stack.upper.is_some().into());
         if let Some(upper) = &self.stack.upper {
-            out.layer(&upper.layer)?;
+            out.layer(upper.layer.path(), upper.layer.dialect)?;
             out.place(upper.work.path())?;
         }
-        out.text(self.label.as_bytes())?;
-        out.bytes.push(self.image.is_some().into());
-        out.bytes.extend(self.image.iter().flat_map(Digest::bytes));
-        out.bytes.push(self.chain.is_some().into());
-        if let Some(chain) = &self.chain {
-            out.bytes.extend(chain.chain);
-            out.place(Path::new(OsStr::from_bytes(&chain.store)))?;
-            out.text(&chain.driver)?;
-            out.text(&chain.notes)?;
-        }
+        out.rest(&self.label, self.image.as_ref(), self.chain.as_ref())?;
         out.bytes.push(self.made.into());
         Ok(out.bytes)
     }
@@ -94,6 +83,28 @@ impl Found {
         );
         Ok(found)
     }
+}
+
+/// Returns the message about an image whose layers are not opened.
+///
+/// # Errors
+/// An error for a layer that is in none of the roots.
+pub(super) fn of_image(
+    image: &Mountable<LayerLocation>,
+    roots: &[PathBuf],
+) -> anyhow::Result<Vec<u8>> {
+    let mut out = Writer {
+        roots,
+        bytes: Vec::new(),
+    };
+    let lowers = image.lowers.iter();
+    out.lowers(lowers.map(|lower| (lower.path.as_path(), lower.dialect)))?;
+    let (no_upper, not_made) = (0, 0);
+    out.bytes.push(no_upper);
+    let chain = label_of_image(image);
+    out.rest(&image.label, Some(&image.id), chain.as_ref())?;
+    out.bytes.push(not_made);
+    Ok(out.bytes)
 }
 
 struct Writer<'w> {
@@ -121,8 +132,39 @@ impl Writer<'_> {
         self.text(below.as_os_str().as_bytes())
     }
 
-    fn layer(&mut self, layer: &LayerSpec) -> anyhow::Result<()> {
-        self.place(layer.path())?;
+    fn lowers<'l>(
+        &mut self,
+        lowers: impl ExactSizeIterator<Item = (&'l Path, Dialect)>,
+    ) -> anyhow::Result<()> {
+        let count = u16::try_from(lowers.len()).context("too many layers")?;
+        self.bytes.extend(count.to_le_bytes());
+        lowers
+            .into_iter()
+            .try_for_each(|(path, dialect)| self.layer(path, dialect))
+    }
+
+    /// Writes what follows the layers, up to the chain.
+    fn rest(
+        &mut self,
+        label: &str,
+        image: Option<&Digest>,
+        chain: Option<&Label>,
+    ) -> anyhow::Result<()> {
+        self.text(label.as_bytes())?;
+        self.bytes.push(image.is_some().into());
+        self.bytes.extend(image.into_iter().flat_map(Digest::bytes));
+        self.bytes.push(chain.is_some().into());
+        if let Some(chain) = chain {
+            self.bytes.extend(chain.chain);
+            self.place(Path::new(OsStr::from_bytes(&chain.store)))?;
+            self.text(&chain.driver)?;
+            self.text(&chain.notes)?;
+        }
+        Ok(())
+    }
+
+    fn layer(&mut self, path: &Path, dialect: Dialect) -> anyhow::Result<()> {
+        self.place(path)?;
         let Dialect {
             trusted,
             user,
@@ -130,7 +172,7 @@ impl Writer<'_> {
             wh_names,
             // The process that mounts decides about these.
             records: _,
-        } = layer.dialect;
+        } = dialect;
         let bits = [trusted, user, fuse_overlayfs, wh_names]
             .into_iter()
             .enumerate();

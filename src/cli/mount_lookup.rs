@@ -174,7 +174,7 @@ fn find(asked: &Asked<'_>, root: Option<&Path>) -> anyhow::Result<(Found, Vec<Fi
             .with_context(|| format!("cannot open {dir:?}"))?;
     }
     let answer = ask(sandbox, lookup_answer::MAX, || {
-        find_in(&command_sandbox::open(places)?, asked)?.to_bytes(&roots)
+        answer_in(&command_sandbox::open(places)?, asked, &roots)
     })?;
     let found = Found::from_bytes(&answer, &opened)?;
     let may_write = asked.in_place || found.stack.upper.is_none();
@@ -190,6 +190,16 @@ fn grant(sandbox: &mut Command, roots: &[PathBuf]) -> anyhow::Result<()> {
         let failed = || format!("cannot open {root:?}");
         sandbox.read(root).with_context(failed)
     })
+}
+
+/// Searches in a confined process, which opens as little as it can.
+fn answer_in(stores: &Stores, asked: &Asked<'_>, roots: &[PathBuf]) -> anyhow::Result<Vec<u8>> {
+    if asked.container.is_some() {
+        return find_in(stores, asked)?.to_bytes(roots);
+    }
+    let noted = |chain: &Chain| catalog::note(asked.options, chain);
+    let image = stores.mountable_elsewhere(asked.image.unwrap_or_default(), noted)?;
+    lookup_answer::of_image(&image, roots)
 }
 
 fn find_in(stores: &Stores, asked: &Asked<'_>) -> anyhow::Result<Found> {

@@ -13,7 +13,7 @@ use crate::store::writable::{DRIVER, Garbage, GarbageKind};
 use crate::store::{Chain, Container, Mountable};
 
 /// Returns the label of the catalog of an image; `None` if it has no layers.
-pub fn label_of_image(image: &Mountable) -> Option<Label> {
+pub fn label_of_image<L>(image: &Mountable<L>) -> Option<Label> {
     Some(Label {
         notes: image.note.clone().unwrap_or_default(),
         ..label_of_chain(image.chain.as_ref()?)

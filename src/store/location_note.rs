@@ -19,7 +19,7 @@ use super::image::{self, Image};
 use super::image_store::Store;
 use super::layerdb::CacheId;
 use super::store_set::Stores;
-use crate::layer::LayerSpec;
+use crate::layer::{Dialect, LayerSpec};
 use crate::oci::Digest;
 use crate::oci::chain_id::chain_ids;
 
@@ -34,17 +34,27 @@ pub struct Chain {
     pub driver: &'static str,
 }
 
+/// A layer that was found and is not opened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LayerLocation {
+    /// The path of its directory, absolute and without symlinks.
+    pub path: PathBuf,
+    /// The markers that are read.
+    pub dialect: Dialect,
+}
+
 /// The parts of an image that a mount needs.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Mountable {
+pub struct Mountable<L = LayerSpec> {
     /// The image's ID.
     pub id: Digest,
     /// A label of the image for messages.
     pub label: String,
     /// The directories of the layers, top first; none for an image without layers
     /// ([`super::temporary_upper::empty_layer`]).
-    pub lowers: Vec<LayerSpec>,
+    pub lowers: Vec<L>,
     /// The store and the chain ID of the layers; `None` if there are none.
     pub chain: Option<Chain>,
     /// The note for the next mount; `None` if it exists already.
@@ -63,9 +73,53 @@ impl Stores {
         noted: impl FnOnce(&Chain) -> Option<Vec<u8>>,
     ) -> Result<Mountable> {
         let (store, id) = self.locate(text)?;
-        if let Some(found) = store.known_image(&id, noted)? {
+        let open = |store: &Store, path: &Path| {
+            let dir = store.root.layer_dir(path).ok()?;
+            let dialect = store.driver.dialect();
+            Some(LayerSpec { dir, dialect })
+        };
+        match store.known_image(&id, noted, open)? {
+            Some(found) => Ok(found),
+            None => self.whole_image(store, id),
+        }
+    }
+
+    /// As [`Self::mountable`], for another process that opens the layers. Those of a valid note are
+    /// not opened: the directories that contain them have not changed.
+    ///
+    /// # Errors
+    /// As [`Stores::find`].
+    pub fn mountable_elsewhere(
+        &self,
+        text: &str,
+        noted: impl FnOnce(&Chain) -> Option<Vec<u8>>,
+    ) -> Result<Mountable<LayerLocation>> {
+        let (store, id) = self.locate(text)?;
+        let locate = |store: &Store, path: &Path| {
+            Some(LayerLocation {
+                path: store.root().join(path),
+                dialect: store.driver.dialect(),
+            })
+        };
+        if let Some(found) = store.known_image(&id, noted, locate)? {
             return Ok(found);
         }
+        let found = self.whole_image(store, id)?;
+        let lowers = found.lowers.into_iter().map(|layer| LayerLocation {
+            path: layer.path().to_owned(),
+            dialect: layer.dialect,
+        });
+        Ok(Mountable {
+            id: found.id,
+            label: found.label,
+            lowers: lowers.collect(),
+            chain: found.chain,
+            note: found.note,
+        })
+    }
+
+    /// Returns an image whose layers are found without a note.
+    fn whole_image(&self, store: &Store, id: Digest) -> Result<Mountable> {
         let whole = |store: &Store| {
             let image = store.image(&id)?;
             let lowers = image.stack()?;
@@ -97,12 +151,14 @@ impl Stores {
 }
 
 impl Store {
-    /// Returns the image if its note is valid. Its configuration is always verified.
-    fn known_image(
+    /// Returns the image if its note is valid, with the layers that `layer` makes of their paths
+    /// below the root. Its configuration is always verified.
+    fn known_image<L>(
         &self,
         id: &Digest,
         noted: impl FnOnce(&Chain) -> Option<Vec<u8>>,
-    ) -> Result<Option<Mountable>> {
+        layer: impl Fn(&Self, &Path) -> Option<L>,
+    ) -> Result<Option<Mountable<L>>> {
         if self.records.is_some() || self.driver.own_dir().is_none() {
             return Ok(None);
         }
@@ -116,7 +172,7 @@ impl Store {
             root: self.root().to_owned(),
             driver: self.driver(),
         };
-        let layers = noted(&chain).and_then(|note| self.noted_layers(&chains, &note));
+        let layers = noted(&chain).and_then(|note| self.noted_layers(&chains, &note, layer));
         let Some(mut lowers) = layers else {
             return Ok(None);
         };
@@ -132,7 +188,12 @@ impl Store {
     }
 
     /// Returns the layers of these chain IDs, base first, by the note; `None` if it is not valid.
-    fn noted_layers(&self, chains: &[Digest], note: &[u8]) -> Option<Vec<LayerSpec>> {
+    fn noted_layers<L>(
+        &self,
+        chains: &[Digest],
+        note: &[u8],
+        layer: impl Fn(&Self, &Path) -> Option<L>,
+    ) -> Option<Vec<L>> {
         let files = self.driver.own_dir()?;
         let dirs = Dirs::open(self)?;
         let mut lines = std::str::from_utf8(note).ok()?.lines();
@@ -141,14 +202,12 @@ impl Store {
             let (id, seen) = lines.next()?.split_once(' ')?;
             let id = CacheId::parse(id.as_bytes())?;
             let path = Path::new(self.driver()).join(id.as_str()).join(files);
-            let dir = self.root.layer_dir(path).ok()?;
+            layers.push(layer(self, &path)?);
             // Checks the directory that is open now, which may have replaced the one checked
             // before.
             if dirs.seen(chain, &id)? != seen {
                 return None;
             }
-            let dialect = self.driver.dialect();
-            layers.push(LayerSpec { dir, dialect });
         }
         lines.next().is_none().then_some(layers)
     }

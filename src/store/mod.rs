@@ -69,7 +69,7 @@ pub use layer_copy::{copy_layers, unpack_image};
 pub use layer_place::LayerPlace;
 pub use layerdb::CacheId;
 pub use listing::{LayerNode, LayerTree, Listing};
-pub use location_note::{Chain, Mountable};
+pub use location_note::{Chain, LayerLocation, Mountable};
 pub use named_layer::{NamedLayer, SourceStore};
 pub use places::{Places, Roots};
 pub use repositories::Name;

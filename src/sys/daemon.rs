@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::{DupFlags, Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions};
@@ -286,14 +286,66 @@ fn detach(others: Others, keep: &[BorrowedFd<'_>], own: &OwnedFd) -> io::Result<
 /// Closes the descriptors that this program was started with, and replaces all others by `null`,
 /// except those in `kept`, which is sorted.
 fn lead_nowhere(kept: &[RawFd], null: &OwnedFd) -> io::Result<()> {
-    let mut numbers = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.parse().ok());
-        numbers.push(number.ok_or(io::ErrorKind::InvalidData)?);
-    }
-    numbers.retain(|number| *number != null.as_raw_fd() && kept.binary_search(number).is_err());
+    let mut numbers = others(kept)?;
+    numbers.retain(|number| *number != null.as_raw_fd());
     numbers.into_iter().try_for_each(|fd| give_up(fd, null))
+}
+
+/// The fewest numbers that are tried, whatever the number of kept descriptors.
+const TRIED: usize = 64;
+
+/// Returns the numbers that may belong to open descriptors that are not in `kept`, which is sorted.
+/// Naming an open descriptor takes the kernel as long as several other calls, and most of many are
+/// kept: the layers. So the numbers between kept ones are returned whether they are open or not, and
+/// only those behind the last one are listed.
+fn others(kept: &[RawFd]) -> io::Result<Vec<RawFd>> {
+    let last = kept.last().copied().unwrap_or_default();
+    let between = (0..last).filter(|fd| kept.binary_search(fd).is_err());
+    let most = kept.len().max(TRIED);
+    let mut numbers: Vec<RawFd> = between.clone().take(most + 1).collect();
+    if numbers.len() <= most
+        && let Some(behind) = listed_behind(last)?
+    {
+        numbers.extend(behind);
+        return Ok(numbers);
+    }
+    let mut all = listed(&open_list()?)?;
+    all.retain(|fd| kept.binary_search(fd).is_err());
+    Ok(all)
+}
+
+/// Returns the numbers of the open descriptors behind this one. `None` if the kernel does not list
+/// from there on. The position of a descriptor in the directory is its number and 2
+/// (`proc_readfd_common` in Linux' fs/proc/fd.c).
+fn listed_behind(last: RawFd) -> io::Result<Option<Vec<RawFd>>> {
+    // This descriptor must be in the list.
+    let list = rustix::io::fcntl_dupfd_cloexec(open_list()?, last + 1)?;
+    let position = u64::try_from(last).map_or(0, |last| last + 3);
+    rustix::fs::seek(&list, SeekFrom::Start(position))?;
+    let numbers = listed(&list)?;
+    Ok(numbers.contains(&list.as_raw_fd()).then_some(numbers))
+}
+
+fn open_list() -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mode = rustix::fs::Mode::empty();
+    Ok(rustix::fs::open("/proc/self/fd", flags, mode)?)
+}
+
+/// Returns the numbers that the rest of /proc/self/fd has.
+fn listed(list: &OwnedFd) -> io::Result<Vec<RawFd>> {
+    let mut numbers = Vec::new();
+    let mut buffer = Vec::with_capacity(4096);
+    let mut entries = rustix::fs::RawDir::new(list, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            let number = std::str::from_utf8(name).ok().and_then(|n| n.parse().ok());
+            numbers.push(number.ok_or(io::ErrorKind::InvalidData)?);
+        }
+    }
+    Ok(numbers)
 }
 
 /// Closes or replaces a descriptor if it is open. The directory that listed it is closed by now.
@@ -341,5 +393,45 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
     match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the given numbers that are open.
+    fn open(numbers: Vec<RawFd>) -> Vec<RawFd> {
+        let is_open = |fd: &RawFd| std::path::Path::new(&format!("/proc/self/fd/{fd}")).exists();
+        let mut open: Vec<_> = numbers.into_iter().filter(is_open).collect();
+        open.sort_unstable();
+        open
+    }
+
+    #[test]
+    fn all_open_descriptors_but_those_kept_are_found() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let at = |least| rustix::io::fcntl_dupfd_cloexec(&null, least).unwrap();
+        // Other tests of this process may open and close small numbers meanwhile.
+        let held: Vec<_> = [300, 301, 302, 303, 310, 311, 5000].map(at).into();
+        let numbers: Vec<_> = held.iter().map(AsRawFd::as_raw_fd).collect();
+        for kept in [&numbers[1..4], &numbers[..4], &numbers[..0], &numbers[5..]] {
+            let found = open(others(kept).unwrap());
+            for fd in &numbers {
+                let expected = !kept.contains(fd);
+                assert_eq!(found.contains(fd), expected, "{fd}, kept {kept:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_behind_many_kept_ones_are_listed_alone() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let at = |least| rustix::io::fcntl_dupfd_cloexec(&null, least).unwrap();
+        let held = [at(400), at(402)];
+        let (first, last) = (held[0].as_raw_fd(), held[1].as_raw_fd());
+        let behind = listed_behind(first).unwrap().unwrap();
+        assert!(behind.contains(&last), "{behind:?}");
+        assert!(behind.iter().all(|fd| *fd > first), "{behind:?}");
     }
 }

@@ -1,8 +1,10 @@
-//! A private mount of a directory, with `open_tree(2)` and `mount_setattr(2)`, which rustix lacks;
-//! and whether a mount still exists, with `statmount(2)`.
+//! A private mount of a directory, with `open_tree_attr(2)`, or with `open_tree(2)` and
+//! `mount_setattr(2)`; and whether a mount still exists, with `statmount(2)`. rustix lacks most of
+//! these.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
@@ -39,7 +41,6 @@ pub fn private(dir: impl AsFd, like: Like) -> Result<OwnedFd, Errno> {
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
     flags.set(OpenTreeFlags::AT_RECURSIVE, like.recursive);
-    let copy = rustix::mount::open_tree(dir, c"", flags)?;
     let mut attr = MountAttr {
         set: libc::MOUNT_ATTR_NODEV,
         clear: 0,
@@ -53,6 +54,15 @@ pub fn private(dir: impl AsFd, like: Like) -> Result<OwnedFd, Errno> {
         attr.set |= libc::MOUNT_ATTR_NOATIME;
         attr.clear |= libc::MOUNT_ATTR__ATIME;
     }
+    if IN_ONE_CALL.load(Ordering::Relaxed) {
+        match open_tree_with(dir.as_fd(), flags, &attr) {
+            // Linux before 6.15, or a filter of system calls. If this process lacks the right, the
+            // calls below say so.
+            Err(Errno::NOSYS | Errno::PERM) => IN_ONE_CALL.store(false, Ordering::Relaxed),
+            other => return other,
+        }
+    }
+    let copy = rustix::mount::open_tree(dir, c"", flags)?;
     let recursive = if like.recursive {
         libc::AT_RECURSIVE
     } else {
@@ -72,8 +82,46 @@ pub fn private(dir: impl AsFd, like: Like) -> Result<OwnedFd, Errno> {
     };
     match rc {
         0 => Ok(copy),
-        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+        _ => Err(last_error()),
     }
+}
+
+/// Whether `open_tree_attr(2)` has not failed yet. A failed try is expensive, as it ends a mount.
+static IN_ONE_CALL: AtomicBool = AtomicBool::new(true);
+
+/// The number is the same on all architectures; the libc crate lacks it.
+const SYS_OPEN_TREE_ATTR: libc::c_long = 467;
+
+/// Copies the mount of `dir` and sets its attributes, in one call.
+///
+/// # Errors
+/// Those of open_tree(2) and mount_setattr(2); ENOSYS before Linux 6.15.
+fn open_tree_with(
+    dir: BorrowedFd<'_>,
+    flags: OpenTreeFlags,
+    attr: &MountAttr,
+) -> Result<OwnedFd, Errno> {
+    // SAFETY: the kernel reads `size` bytes at `attr`, which is a `struct mount_attr` of that
+    // size and lives through the call, and an empty NUL-terminated path.
+    let fd = unsafe {
+        libc::syscall(
+            SYS_OPEN_TREE_ATTR,
+            dir.as_raw_fd(),
+            c"".as_ptr(),
+            flags.bits(),
+            &raw const *attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    match RawFd::try_from(fd) {
+        // SAFETY: the call has returned a new descriptor, which nobody else owns.
+        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(last_error()),
+    }
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 /// `struct mnt_id_req` of linux/mount.h, first version.
@@ -152,6 +200,6 @@ pub fn number_of(unique: u64) -> Result<u64, Errno> {
     match rc {
         0 if answer.mask & STATMOUNT_MNT_BASIC != 0 => Ok(answer.old_id.into()),
         0 => Err(Errno::NOSYS),
-        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+        _ => Err(last_error()),
     }
 }
