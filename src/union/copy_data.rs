@@ -8,9 +8,11 @@ use rustix::io::Errno;
 
 use crate::sys::sync::atomic::{AtomicBool, Ordering};
 
-/// The number of bytes per read and write if the kernel cannot copy.
-const CHUNK: usize = 1 << 20;
-/// The number of bytes per copy_file_range(2).
+/// The number of bytes per copy_file_range(2), or per read and write if the kernel cannot copy. A
+/// kernel without preemption (`preempt=none`) runs no other thread on the CPU during a call, not
+/// even one that serves a lookup.
+const STEP: usize = 256 << 10;
+/// The number of bytes after which write-back begins.
 const PIECE: u64 = 16 << 20;
 
 /// The options of a copy.
@@ -101,7 +103,7 @@ fn pieces(start: u64, end: u64) -> impl Iterator<Item = std::ops::Range<u64>> {
 fn copy_extent(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64, Errno> {
     let mut pos = start;
     while pos < end {
-        let piece = usize::try_from(end - pos).unwrap_or(usize::MAX);
+        let piece = usize::try_from(end - pos).map_or(STEP, |left| left.min(STEP));
         let (mut from_off, mut to_off) = (pos, pos);
         match rustix::fs::copy_file_range(from, Some(&mut from_off), to, Some(&mut to_off), piece) {
             Ok(0) => break,
@@ -118,8 +120,8 @@ fn copy_extent(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64
 
 fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64, Errno> {
     let mut buffer = Vec::new();
-    buffer.try_reserve_exact(CHUNK).map_err(|_| Errno::NOMEM)?;
-    buffer.resize(CHUNK, 0u8);
+    buffer.try_reserve_exact(STEP).map_err(|_| Errno::NOMEM)?;
+    buffer.resize(STEP, 0u8);
     let mut pos = start;
     while pos < end {
         let want = usize::try_from(end - pos)

@@ -1,10 +1,10 @@
 //! Waiting requests of one user do not stop another user's work: requests for a lock that is never
-//! released, and searches for invalid file handles.
+//! released, and searches for invalid file handles; nor do large copies.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, chown};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -16,8 +16,9 @@ use testkit::fixture::Fixture;
 use testkit::layers::Layer;
 use testkit::map::Map;
 use testkit::mount::{Fs, poll};
-use testkit::need::has_uring;
+use testkit::need::{has_tools, has_uring};
 use testkit::stats::stats;
+use testkit::strace::Trace;
 use testkit::task::bind;
 use testkit::{need, need_mounts};
 use unionfs::sys::handle::{FileHandle, name_to_handle, open_by_handle};
@@ -45,7 +46,7 @@ fn owned_by(user: u32, path: &PathBuf) {
 fn work(f: &Fixture) {
     let dir = f.at("work");
     fs::create_dir(&dir).unwrap();
-    fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    fs::set_permissions(&dir, Permissions::from_mode(0o777)).unwrap();
     let low = f.at("low");
     as_user(WORKER, || {
         fs::write(dir.join("new"), "new").unwrap();
@@ -271,4 +272,33 @@ fn work_beside_searches_for_made_up_handles() {
     );
     let mut log = OpenOptions::new().append(true).open(f.at("low")).unwrap();
     log.write_all(b".").unwrap();
+}
+
+/// A kernel without preemption runs nothing else on a CPU during one call, so a copy-up of a large
+/// file makes many short calls (`union/copy_data`).
+#[test]
+fn a_copy_up_makes_short_calls() {
+    const LENGTH: usize = 3 << 20;
+    const STEP: usize = 256 << 10;
+    need_mounts!();
+    need!(has_tools(&["strace"]));
+    let data: Vec<u8> = (0..LENGTH).map(|n| (n % 251) as u8).collect();
+    let f = Fixture::new(&[Layer::new().file("large", &data)]);
+    let trace = Trace::of(&f, &["-e", "trace=copy_file_range,pwrite64,ioctl"]);
+    fs::set_permissions(f.at("large"), Permissions::from_mode(0o600)).unwrap();
+    let lines = trace.end();
+    let is_cloned = |line: &String| line.contains("FICLONE") && line.ends_with("= 0");
+    let copied: Vec<usize> = lines
+        .iter()
+        .filter(|line| line.contains("copy_file_range(") || line.contains("pwrite64("))
+        .filter_map(|line| line.rsplit_once("= ")?.1.parse().ok())
+        .collect();
+    let expected = if lines.iter().any(is_cloned) {
+        0
+    } else {
+        LENGTH
+    };
+    assert_eq!(copied.iter().sum::<usize>(), expected, "{lines:?}");
+    assert!(copied.iter().all(|bytes| *bytes <= STEP), "{lines:?}");
+    assert_eq!(fs::read(f.at("large")).unwrap(), data);
 }
