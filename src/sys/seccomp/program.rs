@@ -90,6 +90,10 @@ const NATIVE: Option<u32> = if cfg!(target_arch = "x86_64") {
     None
 };
 
+/// The bit of numbers of the x32 ABI (Linux' arch/x86/include/uapi/asm/unistd.h). It has the same
+/// `seccomp_data.arch`, and the same calls under other numbers.
+const X32: u32 = 0x4000_0000;
+
 /// Codes of instructions (linux/bpf_common.h, linux/filter.h).
 const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
 const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
@@ -122,8 +126,21 @@ impl Table {
             instruction(RETURN, Action::Kill.value()),
             instruction(LOAD, NUMBER),
         ];
+        if cfg!(target_arch = "x86_64") {
+            program.push(jump(JUMP_IF_GREATER_OR_EQUAL, X32, 0, 1)?);
+            program.push(instruction(RETURN, self.of_x32().value()));
+        }
         program.extend(search(&self.ranges()?)?);
         Ok(program)
+    }
+
+    /// Returns the answer to calls of x32. A filter that allows what it does not list must not allow
+    /// them.
+    fn of_x32(&self) -> Action {
+        match self.otherwise {
+            Action::Kill => Action::Kill,
+            Action::Allow | Action::Fail(_) => Action::Fail(libc::ENOSYS as u16),
+        }
     }
 
     /// Returns the ranges of all numbers in their order. The first begins at 0.

@@ -155,6 +155,11 @@ fn assert_same(table: &Table) {
     let (ours, theirs) = (table.program().unwrap(), of_the_crate(table));
     for call in calls(table) {
         let (ours, theirs) = (run(&ours, &call).0, run(&theirs, &call).0);
+        if cfg!(target_arch = "x86_64") && call.number >= X32 {
+            // The other crate does not know x32.
+            assert_ne!(ours, Action::Allow.value(), "{call:?}");
+            continue;
+        }
         assert_eq!(ours, theirs, "{call:?}");
     }
 }
@@ -206,7 +211,7 @@ fn calls_at_the_ends_and_of_other_architectures() {
     let rules = BTreeMap::from([
         (0, Rule::Always(Action::Allow)),
         (7, Rule::Always(Action::Fail(38))),
-        (u32::MAX, Rule::Always(Action::Allow)),
+        (X32 - 1, Rule::Always(Action::Allow)),
     ]);
     let otherwise = Action::Kill;
     let program = Table { rules, otherwise }.program().unwrap();
@@ -224,8 +229,10 @@ fn calls_at_the_ends_and_of_other_architectures() {
     assert_eq!(answer(native, 0), Action::Allow.value());
     assert_eq!(answer(native, 1), kill);
     assert_eq!(answer(native, 7), Action::Fail(38).value());
-    assert_eq!(answer(native, u32::MAX - 1), kill);
-    assert_eq!(answer(native, u32::MAX), Action::Allow.value());
+    assert_eq!(answer(native, X32 - 2), kill);
+    assert_eq!(answer(native, X32 - 1), Action::Allow.value());
+    assert_eq!(answer(native, X32), kill);
+    assert_eq!(answer(native, u32::MAX), kill);
     assert_eq!(answer(0x4000_0003, 0), kill);
 }
 
