@@ -36,14 +36,21 @@ coverage *ARGS:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 
-# unionfs beside kernel overlayfs, fuse-overlayfs and a plain directory (root); --help tells more
+# unionfs beside kernel overlayfs, fuse-overlayfs 2.0 and an ordinary directory (root); --quick, --help
 bench *ARGS:
-    ci/install.sh fio git python3
-    cargo bench --bench compare -- {{ARGS}}
+    ci/install.sh fio git python3 xfsprogs e2fsprogs mmdebstrap
+    ci/tools.sh fuse-overlayfs
+    cargo bench --bench compare -- --peer target/tools/bin/fuse-overlayfs {{ARGS}}
 
 # what got slower or faster between two reports (target/bench/report.json)
 bench-diff OLD NEW:
     cargo bench --bench compare -- --diff {{OLD}} {{NEW}}
+
+# the messages of untar, cp, git, dpkg, npm and rm, beside those that Linux forces (root)
+messages *ARGS:
+    ci/install.sh git npm python3 strace
+    cargo build --release
+    benches/messages.py "${CARGO_TARGET_DIR:-target}/release/unionfs" {{ARGS}}
 
 # how long `unionfs load` takes, beside skopeo with tar and podman (root)
 bench-load *ARGS:

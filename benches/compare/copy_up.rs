@@ -10,22 +10,35 @@ use std::time::{Duration, Instant};
 use rustix::mount::{UnmountFlags, unmount};
 use testkit::mount::Stack;
 
+use crate::figures::report::{Group, NOTHING, Sample};
 use crate::layers::{LARGE, LARGE_NAME, fill};
 use crate::metadata::{percentile, timed};
-use crate::report::Sample;
-use crate::subjects::{Bed, NOTHING, sh};
-use crate::{Workload, row};
+use crate::subjects::{Bed, sh};
+use crate::{Workload, aside, row};
 
 pub(crate) const ALL: &[Workload] = &[
-    row("copy-up of 1 GiB by chmod", copy_up),
-    row("  unrelated lookup meanwhile, p50", |_| meanwhile(0.5)),
-    row("  unrelated lookup meanwhile, p99", |_| meanwhile(0.99)),
-    row("  unrelated lookup meanwhile, max", |_| meanwhile(1.0)),
+    row(Group::Data, "copy-up of 1 GiB by chmod", copy_up),
+    aside(
+        Group::Data,
+        "unrelated lookup during the copy-up, p50",
+        |_| meanwhile(0.5),
+    ),
+    aside(
+        Group::Data,
+        "unrelated lookup during the copy-up, p99",
+        |_| meanwhile(0.99),
+    ),
+    aside(
+        Group::Data,
+        "unrelated lookup during the copy-up, max",
+        |_| meanwhile(1.0),
+    ),
     row(
+        Group::Data,
         "copy-up of 20 files of 1 GiB on xfs with reflink",
         copy_up_xfs,
     ),
-    row("copy-up of 1 GiB on tmpfs", copy_up_tmpfs),
+    aside(Group::Data, "copy-up of 1 GiB on tmpfs", copy_up_tmpfs),
 ];
 
 /// Values that [`copy_up`] has measured for later rows, sorted.

@@ -1,30 +1,58 @@
 //! The cost of a live mount: memory and descriptors of its server, page cache of several mounts,
-//! CPU time of operations. Kernel overlayfs and the plain directory have no server.
+//! CPU time of operations. Kernel overlayfs and the ordinary directory have no server.
 
 use std::fs;
 use std::time::Duration;
 
+use crate::figures::report::{Group, NOTHING, Sample, Unit};
 use crate::layers::{FIO_SIZE, MANY_NAME};
 use crate::metadata::{self, timed};
-use crate::report::{Sample, Unit};
-use crate::subjects::{Bed, NOTHING};
-use crate::{Workload, row};
+use crate::subjects::Bed;
+use crate::{Workload, aside};
 
 pub(crate) const ALL: &[Workload] = &[
-    row("server's memory after a walk", memory_after_walk),
-    row("server's descriptors after a walk", descriptors),
-    row("server's memory when all is forgotten", memory_forgotten),
-    row("page cache of ten mounts reading a file", page_cache),
-    row(" CPU time of 3000 create+write+close", cpu_of_create),
-    row(" CPU time of 3000 unlink", cpu_of_unlink),
+    aside(
+        Group::Costs,
+        "server's memory after a walk",
+        memory_after_walk,
+    ),
+    aside(
+        Group::Costs,
+        "server's descriptors after a walk",
+        descriptors_after_walk,
+    ),
+    aside(
+        Group::Costs,
+        "server's memory when all is forgotten",
+        memory_after_forgetting,
+    ),
+    aside(
+        Group::Costs,
+        "page cache of ten mounts reading a file",
+        page_cache,
+    ),
+    aside(
+        Group::Costs,
+        "CPU time of 3000 create+write+close",
+        cpu_of_create,
+    ),
+    aside(Group::Costs, "CPU time of 3000 unlink", cpu_of_unlink),
 ];
 
 /// These run in this order, on an image of a million files.
 pub(crate) const MILLION: &[Workload] = &[
-    row("cold walk of 1000000 files", walk_million),
-    row("server's memory after 1000000 files", memory),
-    row("server's descriptors after 1000000 files", descriptors),
-    row("server's memory, 1000000 forgotten", memory_forgotten),
+    aside(Group::Walks, "cold walk of 1000000 files", walk_million),
+    aside(Group::Costs, "server's memory after 1000000 files", memory),
+    aside(
+        Group::Costs,
+        "server's descriptors after 1000000 files",
+        descriptors,
+    ),
+    aside(
+        Group::Costs,
+        "server's memory, 1000000 forgotten",
+        memory_forgotten,
+    ),
 ];
 
 type Outcome = Result<Sample, String>;
@@ -44,9 +72,18 @@ fn walk_million(bed: &mut Bed<'_>) -> Outcome {
 }
 
 fn memory_after_walk(bed: &mut Bed<'_>) -> Outcome {
-    bed.remount();
     walk_all(bed)?;
     memory(bed)
+}
+
+fn descriptors_after_walk(bed: &mut Bed<'_>) -> Outcome {
+    walk_all(bed)?;
+    descriptors(bed)
+}
+
+fn memory_after_forgetting(bed: &mut Bed<'_>) -> Outcome {
+    walk_all(bed)?;
+    memory_forgotten(bed)
 }
 
 /// Measures the memory after the kernel has dropped every unused entry and inode.
@@ -137,7 +174,7 @@ fn cpu_of(process: &str) -> Result<Duration, String> {
 }
 
 fn cpu_of_create(bed: &mut Bed<'_>) -> Outcome {
-    let dir = bed.path().join("cpu");
+    let dir = bed.path().join("cpu-create");
     fs::create_dir(&dir).map_err(|e| e.to_string())?;
     let before = cpu(bed)?;
     for n in 0..3000 {
@@ -147,10 +184,10 @@ fn cpu_of_create(bed: &mut Bed<'_>) -> Outcome {
 }
 
 fn cpu_of_unlink(bed: &mut Bed<'_>) -> Outcome {
-    let dir = bed.path().join("cpu");
+    let dir = metadata::filled(bed, "cpu-unlink", "f")?;
     let before = cpu(bed)?;
     for n in 0..3000 {
-        fs::remove_file(dir.join(n.to_string())).map_err(|e| e.to_string())?;
+        fs::remove_file(dir.join(format!("f{n}"))).map_err(|e| e.to_string())?;
     }
     Ok(Sample::time(cpu(bed)? - before))
 }

@@ -38,6 +38,10 @@ pub(crate) const FIO_SIZE: u64 = 256 << 20;
 pub(crate) const MANY_NAME: &str = "many";
 /// The number of its entries.
 pub(crate) const MANY: usize = 100_000;
+/// A directory with [`SOME`] entries, in the layer above the bottom one.
+pub(crate) const SOME_NAME: &str = "some";
+/// The number of its entries.
+pub(crate) const SOME: usize = 20_000;
 /// An image of one layer with a million files in a thousand directories.
 pub(crate) const MILLION: &str = "bench:million";
 
@@ -46,6 +50,8 @@ impl Layers {
     /// made tree if `quick`. They stay on the disk.
     pub(crate) fn make(disk: &Disk, quick: bool, wanted: impl Fn(&str) -> bool) -> Self {
         let images = if quick { "images-quick" } else { "images" };
+        // The number changes with the files that the rows need.
+        let images = format!("{images}-2");
         fs::create_dir_all(disk.path()).unwrap();
         let mut layers = Self {
             scratch: Scratch::beneath(disk.path()),
@@ -68,6 +74,7 @@ impl Layers {
                     fill(&stack[0].join(LARGE_NAME), LARGE);
                     fill(&stack[0].join("lower.bin"), FIO_SIZE);
                     fill_directory(&stack[depth - 1].join(MANY_NAME), MANY);
+                    fill_directory(&stack[depth - 2].join(SOME_NAME), SOME);
                 }
                 stack
             });

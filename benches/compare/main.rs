@@ -3,40 +3,41 @@
 //! root.
 //!
 //! ```text
-//! disk      the file system of all measurements
-//! layers    the files: images of several depths    image  made and loaded into a store of unionfs
-//! bed       the subjects, and a mount that can be made cold
-//! metadata  workloads on names and attributes      data   fio          copy_up
-//! work      compilers, git, databases, chroots     cost   memory, descriptors, page cache, CPU
-//! report    medians, ratios, JSON, Markdown, comparing two reports     plot   SVG
-//! aims      the maximum of each row
+//! disk      the file system of all measurements         machine    what they run on
+//! layers    the files: images of several depths         image      made and loaded into a store of unionfs
+//! subjects  the columns, and a mount that can be made cold
+//! metadata  workloads on names and attributes           data       on contents, mostly fio    copy_up
+//! work      compilers, git, databases, chroots          footprint  memory, descriptors, page cache, CPU
+//! progress  how long a run takes
+//! figures   what is made of the measurements: medians, means, pages, plots
 //! ```
 //! No time is asserted.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
-mod aims;
 mod copy_up;
 mod data;
 mod disk;
+mod figures;
 mod footprint;
 mod image;
 mod layers;
+mod machine;
 mod metadata;
-mod plot;
-mod report;
+mod progress;
 mod subjects;
 mod work;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
 
 use clap::Parser as _;
 
 use disk::Disk;
+use figures::publish;
+use figures::report::{Group, Report, Sample, Weight};
 use layers::{DEPTH, Layers, MILLION};
-use report::{Report, Sample};
+use progress::Progress;
 use subjects::{Bed, Subject};
 
 /// The function of a workload. It returns what it measured on a mount. An error is reported and
@@ -45,15 +46,37 @@ type Run = fn(&mut Bed) -> Result<Sample, String>;
 
 /// One row of the report.
 #[derive(Clone, Copy)]
-struct Workload {
+pub(crate) struct Workload {
+    group: Group,
+    weight: Weight,
     name: &'static str,
     run: Run,
 }
 
-/// Returns a [`Workload`].
-const fn row(name: &'static str, run: Run) -> Workload {
-    Workload { name, run }
+/// Returns a [`Workload`] that counts in the means.
+const fn row(group: Group, name: &'static str, run: Run) -> Workload {
+    let weight = Weight::Counted;
+    Workload {
+        group,
+        weight,
+        name,
+        run,
+    }
 }
+
+/// Returns a [`Workload`] that is a variation of another one, or no time of a whole workload.
+const fn aside(group: Group, name: &'static str, run: Run) -> Workload {
+    let weight = Weight::Aside;
+    Workload {
+        group,
+        weight,
+        name,
+        run,
+    }
+}
+
+/// The depths of the rows on other numbers of layers.
+const DEPTHS: [usize; 4] = [1, 32, 128, 500];
 
 /// unionfs beside kernel overlayfs, fuse-overlayfs and a plain directory
 #[derive(Debug, clap::Parser)]
@@ -62,15 +85,15 @@ struct Args {
     #[arg(long, num_args = 2, value_names = ["OLD", "NEW"])]
     diff: Option<Vec<PathBuf>>,
     /// Rounds; every subject runs every workload once in each
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Only workloads whose names contain TEXT (what they build on runs too); may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
-    /// Only this subject; may be repeated (kernel overlayfs is always one)
+    /// Only this column; may be repeated (kernel overlayfs is always one)
     #[arg(long = "subject", value_name = "NAME")]
     subjects: Vec<String>,
-    /// A small made tree instead of a Debian root file system
+    /// A small made tree instead of a Debian root file system, at most 32 layers, one round
     #[arg(long)]
     quick: bool,
     /// On a new ext4 on a loop device instead of the disk that the repository is on
@@ -82,12 +105,21 @@ struct Args {
     /// fuse-overlayfs to compare with [default: $PEER, else from PATH, else none]
     #[arg(long, value_name = "PROGRAM")]
     peer: Option<PathBuf>,
-    /// Also keep the report as docs/BENCHMARKS.md with its plots
+    /// Also write all pages and plots of the repository that are made of the report
     #[arg(long)]
     publish: bool,
+    /// Measure nothing: make the pages and plots of this report.json again
+    #[arg(long, value_name = "REPORT")]
+    render: Option<PathBuf>,
+    /// Also print how long each row takes with its preparation
+    #[arg(long, short)]
+    verbose: bool,
     /// Mount kernel overlayfs and end: how the benchmark does it
     #[arg(long, hide = true, num_args = 1.., value_name = "PLACE")]
     mount_kernel: Option<Vec<PathBuf>>,
+    /// Create and remove files in a new directory and end: one process of several
+    #[arg(long, hide = true, value_name = "DIR")]
+    create_and_remove: Option<PathBuf>,
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -103,57 +135,79 @@ fn main() -> ExitCode {
         subjects::mount_kernel(places);
         return ExitCode::SUCCESS;
     }
-    if let Some(files) = &args.diff {
-        return report::diff(&files[0], &files[1]);
+    if let Some(dir) = &args.create_and_remove {
+        metadata::create_and_remove(dir).unwrap();
+        return ExitCode::SUCCESS;
     }
-    if let Err(reason) = testkit::need::can_mount() {
+    if let Some(files) = &args.diff {
+        return figures::diff::diff(&files[0], &files[1]);
+    }
+    let report = if let Some(file) = &args.render {
+        Report::read(file)
+    } else if let Err(reason) = testkit::need::can_mount() {
         eprintln!("cannot measure: {reason}");
         return ExitCode::FAILURE;
-    }
-    let report = measure(&args);
-    report.write(&args.out);
+    } else {
+        measure(&args)
+    };
+    publish::write(&report, &args.out);
     if args.publish {
-        report.publish();
+        publish::publish(&report, Path::new(env!("CARGO_MANIFEST_DIR")));
     }
-    print!("{}", report.markdown());
+    print!("{}", figures::page::tables(&report));
     ExitCode::SUCCESS
 }
 
 fn measure(args: &Args) -> Report {
-    let rounds = args.rounds;
+    let rounds = if args.quick {
+        args.rounds.min(1)
+    } else {
+        args.rounds
+    };
     let disk = if args.on_loop {
         Disk::of_its_own()
     } else {
         Disk::here()
     };
+    progress::announce(args.quick, rounds);
     let layers = Layers::make(&disk, args.quick, |image| needs(args, image));
     let mut subjects = subjects::subjects(args.peer.clone());
     subjects.retain(|s| s.is_wanted(&args.subjects));
-    let mut report = Report::new(&subjects, rounds, &disk.describe());
+    let columns = subjects.iter().map(Subject::column).collect();
+    let mut report = Report::new(columns, machine::facts(&disk, &subjects, args.quick));
     let parts = [
         metadata::ALL,
-        data::ALL,
+        data::COUNTED,
+        data::OTHERS,
+        data::ASIDE,
         copy_up::ALL,
         work::ALL,
         footprint::ALL,
         metadata::LAST,
     ];
     let workloads: Vec<Workload> = parts.concat();
+    let mut progress = Progress::new(rounds * subjects.len(), args.verbose);
     for round in 0..rounds {
         for index in order(subjects.len(), round) {
             let subject = &subjects[index];
-            let start = Instant::now();
-            on_the_stack(args, &layers, subject, &workloads, round, &mut report);
-            over_depths(args, &layers, subject, &mut report);
+            let mut turn = Turn {
+                args,
+                layers: &layers,
+                subject,
+                report: &mut report,
+                progress: &mut progress,
+            };
+            turn.on_the_stack(&workloads);
+            turn.over_depths();
             if round == 0 {
-                on_a_million(args, &layers, subject, &mut report);
+                turn.once();
+                turn.on_a_million();
             }
-            let (round, took) = (round + 1, start.elapsed().as_secs());
-            eprintln!("round {round} of {rounds}: {}, {took} s", subject.name);
+            progress.turn_done(round + 1, &subject.name);
         }
         // The report of complete rounds stays if the run is aborted.
         report.rounds = round + 1;
-        report.write(&args.out);
+        publish::write(&report, &args.out);
     }
     report
 }
@@ -178,65 +232,111 @@ fn needs(args: &Args, image: &str) -> bool {
     if image == MILLION {
         return footprint::MILLION.iter().any(|w| wanted(args, w.name));
     }
-    let depth = image.rsplit(':').next().unwrap_or(image);
-    image == Layers::image(DEPTH)
-        || metadata::DEPTH
+    if image == Layers::image(DEPTH) {
+        return true;
+    }
+    let depth = DEPTHS.into_iter().find(|d| image == Layers::image(*d));
+    let long = |depth| {
+        metadata::DEPTH
             .iter()
-            .any(|(name, _)| wanted(args, &format!("{name}, {depth} layers")))
+            .any(|w| wanted(args, &over(w, depth)))
+    };
+    depth.is_some_and(|depth| takes_depth(args, depth) && long(depth))
 }
 
-fn on_the_stack(
-    args: &Args,
-    layers: &Layers,
-    subject: &Subject,
-    workloads: &[Workload],
-    round: usize,
-    report: &mut Report,
-) {
-    let wanted: Vec<_> = workloads
-        .iter()
-        .filter(|w| wanted(args, w.name) && subject.takes(w.name))
-        .collect();
-    if wanted.is_empty() {
-        return;
-    }
-    let mut bed = Bed::new(layers, subject, &Layers::image(DEPTH));
-    for workload in wanted {
-        let outcome = (workload.run)(&mut bed);
-        if let (0, Err(why)) = (round, &outcome)
-            && why != subjects::NOTHING
+/// Returns the name of a row on another number of layers.
+fn over(workload: &Workload, depth: usize) -> String {
+    format!("{}, {depth} layers", workload.name)
+}
+
+/// Whether a run has rows on so many layers.
+fn takes_depth(args: &Args, depth: usize) -> bool {
+    !args.quick || depth <= 32
+}
+
+/// The measurements of one subject in one round.
+struct Turn<'r> {
+    args: &'r Args,
+    layers: &'r Layers,
+    subject: &'r Subject,
+    report: &'r mut Report,
+    progress: &'r mut Progress,
+}
+
+impl Turn<'_> {
+    /// Measures one row, on the mount as it is.
+    fn one(&mut self, bed: &mut Bed<'_>, workload: &Workload, name: &str) {
+        let row = (name, workload.group, workload.weight);
+        let outcome = (workload.run)(bed);
+        if let Err(why) = &outcome
+            && why != figures::report::NOTHING
         {
-            eprintln!("{} on {}: {why}", workload.name, subject.name);
+            eprintln!("{name} on {}: {why}", self.subject.name);
         }
-        report.add(workload.name, &subject.name, outcome);
+        self.report.add(row, &self.subject.name, outcome);
+        self.progress.row_done(name);
     }
-}
 
-/// Measures the walks again over other numbers of layers, which contain the same files.
-fn over_depths(args: &Args, layers: &Layers, subject: &Subject, report: &mut Report) {
-    if subject.is_plain() {
-        return;
+    /// Measures one row on a new mount with a new upper.
+    fn refreshed(&mut self, bed: &mut Bed<'_>, workload: &Workload, name: &str) {
+        bed.refresh().unwrap();
+        self.one(bed, workload, name);
     }
-    for depth in [1, 32, 128, 500] {
-        for (name, run) in metadata::DEPTH {
-            let name = format!("{name}, {depth} layers");
-            if wanted(args, &name) && subject.takes(&name) {
-                let outcome = run(&mut Bed::new(layers, subject, &Layers::image(depth)));
-                report.add(&name, &subject.name, outcome);
+
+    /// Measures the rows on the stack of [`DEPTH`] layers.
+    fn on_the_stack(&mut self, workloads: &[Workload]) {
+        let subject = self.subject;
+        let rows: Vec<_> = workloads
+            .iter()
+            .filter(|w| wanted(self.args, w.name) && subject.takes(w))
+            .collect();
+        if rows.is_empty() {
+            return;
+        }
+        let mut bed = Bed::new(self.layers, subject, &Layers::image(DEPTH));
+        for workload in rows {
+            self.refreshed(&mut bed, workload, workload.name);
+        }
+    }
+
+    /// Measures the walks again over other numbers of layers, which contain the same files.
+    fn over_depths(&mut self) {
+        if !self.subject.takes_long_rows() {
+            return;
+        }
+        for depth in DEPTHS {
+            let named = metadata::DEPTH.iter().map(|w| (w, over(w, depth)));
+            let rows: Vec<_> = named
+                .filter(|(w, name)| wanted(self.args, name) && self.subject.takes(w))
+                .collect();
+            if !takes_depth(self.args, depth) || rows.is_empty() {
+                continue;
+            }
+            let mut bed = Bed::new(self.layers, self.subject, &Layers::image(depth));
+            for (workload, name) in rows {
+                self.refreshed(&mut bed, workload, &name);
             }
         }
     }
-}
 
-/// Measures the rows that take too long for every round.
-fn on_a_million(args: &Args, layers: &Layers, subject: &Subject, report: &mut Report) {
-    let worth = |w: &Workload| wanted(args, w.name) && subject.takes(w.name);
-    let wanted = footprint::MILLION.iter().any(worth);
-    if !wanted || subject.is_plain() || layers.stack(MILLION).is_none() {
-        return;
+    /// Measures the rows on the stack that take too long for every round.
+    fn once(&mut self) {
+        if self.subject.takes_long_rows() {
+            self.on_the_stack(metadata::ONCE);
+        }
     }
-    let mut bed = Bed::new(layers, subject, MILLION);
-    for workload in footprint::MILLION {
-        report.add(workload.name, &subject.name, (workload.run)(&mut bed));
+
+    /// Measures the rows on an image of a million files, which take too long too.
+    fn on_a_million(&mut self) {
+        let takes = |w: &Workload| wanted(self.args, w.name) && self.subject.takes(w);
+        let any = footprint::MILLION.iter().any(takes);
+        if !any || !self.subject.takes_long_rows() || self.layers.stack(MILLION).is_none() {
+            return;
+        }
+        let mut bed = Bed::new(self.layers, self.subject, MILLION);
+        bed.refresh().unwrap();
+        for workload in footprint::MILLION {
+            self.one(&mut bed, workload, workload.name);
+        }
     }
 }

@@ -1,49 +1,64 @@
 //! Workloads on names and attributes.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Stat, lstat};
 
-use crate::layers::{FIO_SIZE, MANY, MANY_NAME};
-use crate::report::Sample;
+use crate::figures::report::{Group, Sample};
+use crate::layers::{FIO_SIZE, MANY, MANY_NAME, SOME, SOME_NAME};
 use crate::subjects::Bed;
-use crate::{Run, Workload, row};
+use crate::{Workload, aside, row};
 
-/// These run in this order on one mount.
 pub(crate) const ALL: &[Workload] = &[
-    row("mount", mount),
-    row("cold walk after drop_caches", walk_cold_disk),
-    row("cold walk after mount", walk_cold),
-    row("cold walk that asks for births", walk_births),
-    row("warm walk with stat", walk_warm),
-    row("20000 stat of one file", stat_loop),
-    row("warm open+read+close of a tree", read_warm),
-    row("20000 open+close of one file", open_loop),
-    row("20000 negative lookups", negative),
-    row("readdir of 100000 entries, cold", readdir_cold),
-    row("readdir of 100000 entries, warm", readdir_warm),
-    row("3000 create+write+close", create),
-    row("3000 rename", rename),
-    row("3000 unlink", unlink),
-    row("2000 mkdir+rmdir", mkdir_rmdir),
-    row("1000 chmod of lower files", chmod),
-    row("4 threads: create, stat, unlink", parallel),
+    row(Group::Mounts, "mount", mount),
+    row(Group::Walks, "cold walk after drop_caches", walk_cold_disk),
+    row(Group::Walks, "cold walk after mount", walk_cold),
+    row(Group::Walks, "cold walk that asks for births", walk_births),
+    row(Group::Walks, "warm walk with stat", walk_warm),
+    row(Group::Walks, "20000 stat of one file", stat_loop),
+    row(Group::Walks, "20000 negative lookups", negative),
+    row(Group::Walks, "listing of 20000 names, cold", list_cold),
+    row(Group::Walks, "listing of 20000 names, warm", list_warm),
+    aside(
+        Group::Walks,
+        "listing of 100000 names, cold",
+        list_many_cold,
+    ),
+    row(Group::Walks, "reading a tree cold", read_cold),
+    row(Group::Walks, "warm open+read+close of a tree", read_warm),
+    row(Group::Walks, "20000 open+close of one file", open_loop),
+    row(Group::Metadata, "3000 create+write+close", create),
+    row(Group::Metadata, "3000 rename", rename),
+    row(Group::Metadata, "3000 unlink", unlink),
+    row(Group::Metadata, "2000 mkdir+rmdir", mkdir_rmdir),
+    row(Group::Metadata, "1000 chmod of lower files", chmod),
+    row(
+        Group::Metadata,
+        "4 processes: create, stat, unlink",
+        parallel,
+    ),
 ];
 
-/// These run after all that need the tree.
-pub(crate) const LAST: &[Workload] = &[
-    row("rm -rf of a lower tree", rm_rf),
-    row("chown of all files of an image", chown),
-];
+/// This runs after all that need the tree, for the sake of the ordinary directory.
+pub(crate) const LAST: &[Workload] = &[row(Group::Metadata, "rm -rf of a lower tree", rm_rf)];
+
+/// This takes too long for every round.
+pub(crate) const ONCE: &[Workload] = &[aside(
+    Group::Metadata,
+    "chown of all files of an image",
+    chown,
+)];
 
 /// These run also on other numbers of layers.
-pub(crate) const DEPTH: &[(&str, Run)] = &[
-    ("mount", mount),
-    ("cold walk after mount", walk_cold),
-    ("warm walk with stat", walk_warm),
+pub(crate) const DEPTH: &[Workload] = &[
+    aside(Group::Mounts, "mount", mount),
+    aside(Group::Walks, "cold walk after mount", walk_cold),
+    aside(Group::Walks, "warm walk with stat", walk_warm),
 ];
 
 type Outcome = Result<Sample, String>;
@@ -61,13 +76,18 @@ pub(crate) fn timed(action: impl FnOnce() -> std::io::Result<()>) -> Outcome {
     Ok(Sample::time(start.elapsed()))
 }
 
-/// Calls `visit` for everything below `dir` except the directory with many entries. It calls
+/// Whether a walk leaves a directory out: those for listings would outweigh the tree.
+fn is_left_out(name: &std::ffi::OsStr) -> bool {
+    name == MANY_NAME || name == SOME_NAME
+}
+
+/// Calls `visit` for everything below `dir` except the directories for listings. It calls
 /// stat(2), because the standard library also asks for times of birth, which find, tar, git and ls
 /// do not.
 pub(crate) fn walk(dir: &Path, visit: &mut impl FnMut(PathBuf, &Stat)) -> std::io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if entry.file_name() == MANY_NAME {
+        if is_left_out(&entry.file_name()) {
             continue;
         }
         let path = entry.path();
@@ -113,7 +133,7 @@ fn walk_births(bed: &mut Bed<'_>) -> Outcome {
     fn walk(dir: &Path) -> std::io::Result<()> {
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
-            if entry.file_name() != MANY_NAME && entry.path().symlink_metadata()?.is_dir() {
+            if !is_left_out(&entry.file_name()) && entry.path().symlink_metadata()?.is_dir() {
                 walk(&entry.path())?;
             }
         }
@@ -133,8 +153,24 @@ fn walk_warm(bed: &mut Bed<'_>) -> Outcome {
     timed(|| walk(bed.path(), &mut |_, _| {}))
 }
 
+/// Returns a file below `usr`, found without a walk.
 fn one_file(bed: &Bed<'_>) -> Result<PathBuf, String> {
-    files(bed, "usr", 1)?.pop().ok_or("no file".into())
+    let mut at = bed.path().join("usr");
+    loop {
+        let mut entries: Vec<PathBuf> = fs::read_dir(&at)
+            .and_then(|all| all.map(|e| Ok(e?.path())).collect())
+            .map_err(text)?;
+        entries.sort();
+        let is = |kind: fn(&fs::FileType) -> bool| {
+            let of = |path: &&PathBuf| path.symlink_metadata().is_ok_and(|m| kind(&m.file_type()));
+            entries.iter().find(of).cloned()
+        };
+        match (is(fs::FileType::is_file), is(fs::FileType::is_dir)) {
+            (Some(file), _) => return Ok(file),
+            (None, Some(dir)) => at = dir,
+            (None, None) => return Err(format!("no file in {}", at.display())),
+        }
+    }
 }
 
 fn stat_loop(bed: &mut Bed<'_>) -> Outcome {
@@ -147,13 +183,28 @@ fn open_loop(bed: &mut Bed<'_>) -> Outcome {
     timed(|| (0..20_000).try_for_each(|_| fs::File::open(&path).map(drop)))
 }
 
+/// Files of the rows that read a tree.
+const READ: usize = 4000;
+
 fn read_warm(bed: &mut Bed<'_>) -> Outcome {
-    let files = files(bed, "usr", 10_000)?;
+    let files = files(bed, "usr", READ)?;
     let read = || files.iter().try_for_each(|f| fs::read(f).map(drop));
     // The file is read twice: after the first READ of a file the kernel asks once more for its
     // attributes (docs/SEMANTICS.md, "Requests"). Then the caches are warm.
     read().and_then(|()| read()).map_err(text)?;
     timed(read)
+}
+
+/// Reads as `grep -r` and `tar -c` do, from the disk.
+fn read_cold(bed: &mut Bed<'_>) -> Outcome {
+    let files = files(bed, "usr", READ)?;
+    bed.drop_caches();
+    timed(|| {
+        files.iter().try_for_each(|f| {
+            lstat(f)?;
+            fs::read(f).map(drop)
+        })
+    })
 }
 
 fn negative(bed: &mut Bed<'_>) -> Outcome {
@@ -166,60 +217,62 @@ fn negative(bed: &mut Bed<'_>) -> Outcome {
     })
 }
 
-fn count_many(bed: &Bed<'_>) -> std::io::Result<()> {
-    let count = fs::read_dir(bed.path().join(MANY_NAME))?.count();
-    if count == MANY {
+/// Lists a directory and compares the number of its names.
+fn list(bed: &Bed<'_>, name: &str, expected: usize) -> std::io::Result<()> {
+    let count = fs::read_dir(bed.path().join(name))?.count();
+    if count == expected {
         return Ok(());
     }
     Err(std::io::Error::other(format!("{count} entries")))
 }
 
-fn readdir_cold(bed: &mut Bed<'_>) -> Outcome {
+fn list_cold(bed: &mut Bed<'_>) -> Outcome {
     bed.remount();
-    timed(|| count_many(bed))
+    timed(|| list(bed, SOME_NAME, SOME))
 }
 
-fn readdir_warm(bed: &mut Bed<'_>) -> Outcome {
-    count_many(bed).map_err(text)?;
-    timed(|| count_many(bed))
+fn list_warm(bed: &mut Bed<'_>) -> Outcome {
+    list(bed, SOME_NAME, SOME).map_err(text)?;
+    timed(|| list(bed, SOME_NAME, SOME))
 }
 
-fn made(bed: &Bed<'_>) -> PathBuf {
-    bed.path().join("made-by-bench")
+fn list_many_cold(bed: &mut Bed<'_>) -> Outcome {
+    bed.remount();
+    timed(|| list(bed, MANY_NAME, MANY))
 }
 
-/// Creates the directory for new files. `create`, `rename` and `unlink` each create their own
-/// files, so that each can run alone.
-fn filled(bed: &Bed<'_>, prefix: &str) -> Result<PathBuf, String> {
-    let dir = made(bed);
-    if !dir.exists() {
-        fs::create_dir(&dir).map_err(text)?;
-    }
-    for n in 0..3000 {
-        let path = dir.join(format!("{prefix}{n}"));
-        if !path.exists() {
-            fs::write(path, b"0123456789").map_err(text)?;
-        }
-    }
+/// Files of the rows that create, rename and remove.
+const FILES: usize = 3000;
+
+fn create_files(dir: &Path, prefix: &str) -> std::io::Result<()> {
+    (0..FILES).try_for_each(|n| fs::write(dir.join(format!("{prefix}{n}")), b"0123456789"))
+}
+
+/// Makes the directory `name` with [`FILES`] files, whose names begin with `prefix`.
+pub(crate) fn filled(bed: &Bed<'_>, name: &str, prefix: &str) -> Result<PathBuf, String> {
+    let dir = bed.path().join(name);
+    fs::create_dir(&dir).map_err(text)?;
+    create_files(&dir, prefix).map_err(text)?;
     Ok(dir)
 }
 
 fn create(bed: &mut Bed<'_>) -> Outcome {
-    let dir = made(bed);
+    let dir = bed.path().join("created");
     fs::create_dir(&dir).map_err(text)?;
-    timed(|| (0..3000).try_for_each(|n| fs::write(dir.join(format!("f{n}")), b"0123456789")))
+    timed(|| create_files(&dir, "f"))
 }
 
 fn rename(bed: &mut Bed<'_>) -> Outcome {
-    let dir = filled(bed, "f")?;
+    let dir = filled(bed, "renamed", "f")?;
     timed(|| {
-        (0..3000).try_for_each(|n| fs::rename(dir.join(format!("f{n}")), dir.join(format!("g{n}"))))
+        (0..FILES)
+            .try_for_each(|n| fs::rename(dir.join(format!("f{n}")), dir.join(format!("g{n}"))))
     })
 }
 
 fn unlink(bed: &mut Bed<'_>) -> Outcome {
-    let dir = filled(bed, "g")?;
-    timed(|| (0..3000).try_for_each(|n| fs::remove_file(dir.join(format!("g{n}")))))
+    let dir = filled(bed, "removed", "f")?;
+    timed(|| (0..FILES).try_for_each(|n| fs::remove_file(dir.join(format!("f{n}")))))
 }
 
 fn mkdir_rmdir(bed: &mut Bed<'_>) -> Outcome {
@@ -242,28 +295,57 @@ fn chmod(bed: &mut Bed<'_>) -> Outcome {
     })
 }
 
+/// Processes that work in parallel.
+const PROCESSES: usize = 4;
+
+/// Starts this program several times, and measures from the moment when all are ready.
 fn parallel(bed: &mut Bed<'_>) -> Outcome {
     let base = bed.path().join("parallel");
     fs::create_dir(&base).map_err(text)?;
-    let one = |n: usize| -> std::io::Result<()> {
-        let dir = base.join(n.to_string());
-        fs::create_dir(&dir)?;
-        for n in 0..1000 {
-            let path = dir.join(n.to_string());
-            fs::write(&path, b"x")?;
-            path.symlink_metadata()?;
-        }
-        (0..1000).try_for_each(|n| fs::remove_file(dir.join(n.to_string())))
+    let start = |n: usize| {
+        let program = std::env::current_exe()?;
+        let mut command = Command::new(program);
+        command
+            .arg("--bench")
+            .arg("--create-and-remove")
+            .arg(base.join(n.to_string()));
+        let mut process = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        process.stdout.as_mut().unwrap().read_exact(&mut [0])?;
+        Ok(process)
     };
-    let start = Instant::now();
-    std::thread::scope(|scope| {
-        let running: Vec<_> = (0..4).map(|n| scope.spawn(move || one(n))).collect();
-        running
-            .into_iter()
-            .try_for_each(|thread| thread.join().unwrap())
+    let mut running: Vec<_> = (0..PROCESSES)
+        .map(start)
+        .collect::<std::io::Result<_>>()
+        .map_err(text)?;
+    timed(|| {
+        for process in &mut running {
+            process.stdin.as_mut().unwrap().write_all(b"g")?;
+        }
+        running.iter_mut().try_for_each(|process| {
+            if process.wait()?.success() {
+                Ok(())
+            } else {
+                Err(std::io::Error::other("a process failed"))
+            }
+        })
     })
-    .map_err(text)?;
-    Ok(Sample::time(start.elapsed()))
+}
+
+/// What each process of [`parallel`] does: it says that it is ready, waits, and works in `dir`.
+pub(crate) fn create_and_remove(dir: &Path) -> std::io::Result<()> {
+    std::io::stdout().write_all(b"r")?;
+    std::io::stdout().flush()?;
+    std::io::stdin().read_exact(&mut [0])?;
+    fs::create_dir(dir)?;
+    for n in 0..1000 {
+        let path = dir.join(n.to_string());
+        fs::write(&path, b"x")?;
+        path.symlink_metadata()?;
+    }
+    (0..1000).try_for_each(|n| fs::remove_file(dir.join(n.to_string())))
 }
 
 fn rm_rf(bed: &mut Bed<'_>) -> Outcome {

@@ -1,5 +1,9 @@
 //! The subjects of the measurements, and a mount that a workload may unmount, mount again and make
 //! cold.
+//!
+//! Every row begins with a new mount and a new upper ([`Bed::refresh`]), so that no row is measured
+//! on what another one left. The ordinary directory is made once in a round, because a copy of it
+//! takes seconds.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,24 +15,23 @@ use testkit::mount::{Fs, Mounted, Stack};
 use testkit::program;
 use testkit::uring::{self, Switch};
 
+use crate::Workload;
+use crate::figures::report::{Column, DEFAULT, Group, KERNEL, NOTHING};
 use crate::layers::Layers;
 
 /// Kernel overlayfs with its defaults, to which the ratios refer.
-const KERNEL: Fs = Fs::Kernel("redirect_dir=on,metacopy=off");
-/// The column with metacopies, which only rows that change metadata of lower files have.
-const KERNEL_METACOPY: Fs = Fs::Kernel("redirect_dir=on,metacopy=on,index=on");
-const METACOPY_NAME: &str = "kernel metacopy=on";
-/// The rows that the columns with metacopies have.
-const METACOPY_ROWS: &str = "chown ";
+const OVERLAYFS: &str = "redirect_dir=on,metacopy=off";
+/// Kernel overlayfs with metacopies, for the rows that change metadata of lower files.
+const OVERLAYFS_METACOPY: &str = "redirect_dir=on,metacopy=on,index=on";
 
 /// The way in which a subject shows the files.
 #[derive(Clone, Debug)]
 enum How {
-    /// A plain directory with the same files. It shows the limit of the disk.
-    Plain,
+    /// An ordinary directory with the same files, without a union. It shows the limit of the disk.
+    Native,
     /// Mounted from the layers' directories.
     Overlay(Fs),
-    /// Mounted by `unionfs mount` of the image, with these options.
+    /// Mounted by `unionfs mount` of the image with its catalog, with these options.
     Image(&'static str),
 }
 
@@ -37,29 +40,66 @@ enum How {
 pub(crate) struct Subject {
     pub(crate) name: String,
     how: How,
-    /// The prefix of the rows that are measured for this subject, if it differs from another one
-    /// only in these.
-    only: &'static str,
+    /// Whether a row is measured for this subject. Some subjects differ from another one in few
+    /// rows only.
+    takes: fn(&Workload) -> bool,
+    /// Whether rows on more layers and on a million files, which take long, are measured too.
+    long: bool,
     /// Whether it is measured only if it is requested by name.
     on_request: bool,
 }
 
 impl Subject {
-    pub(crate) fn is_plain(&self) -> bool {
-        matches!(self.how, How::Plain)
+    pub(crate) fn is_native(&self) -> bool {
+        matches!(self.how, How::Native)
     }
 
     /// Whether it is measured if the subjects with these `names` are requested (none: all).
     pub(crate) fn is_wanted(&self, names: &[String]) -> bool {
         match names {
             [] => !self.on_request,
-            _ => self.name == "kernel" || names.contains(&self.name),
+            _ => self.name == KERNEL || names.contains(&self.name),
         }
     }
 
     /// Whether it is measured in this row.
-    pub(crate) fn takes(&self, row: &str) -> bool {
-        row.starts_with(self.only)
+    pub(crate) fn takes(&self, row: &Workload) -> bool {
+        (self.takes)(row)
+    }
+
+    /// Whether it is measured in rows that take long.
+    pub(crate) fn takes_long_rows(&self) -> bool {
+        self.long
+    }
+
+    /// Describes it for the report.
+    pub(crate) fn column(&self) -> Column {
+        let more = |options: &str| match options {
+            "" => "default options".to_owned(),
+            options => format!("`-o {options}`"),
+        };
+        let mounted = match &self.how {
+            How::Native => "an ordinary directory with the same files, without a union".into(),
+            How::Overlay(Fs::Kernel(options)) => format!(
+                "kernel overlayfs on the directories of the layers, `-o {options}`, mounted by a \
+                 program that makes the system call"
+            ),
+            How::Overlay(Fs::Program(_)) => {
+                "fuse-overlayfs on the directories of the layers, default options".into()
+            }
+            How::Overlay(Fs::Unionfs(options) | Fs::Catalogued(options)) => format!(
+                "`unionfs` by root on the directories of the layers, without a catalog: {}",
+                more(options)
+            ),
+            How::Image(options) => format!(
+                "`unionfs mount IMAGE` by root, with a catalog that exists already: {}",
+                more(options)
+            ),
+        };
+        Column {
+            name: self.name.clone(),
+            mounted,
+        }
     }
 
     /// Returns the version that another project's program prints.
@@ -74,7 +114,7 @@ impl Subject {
     /// Mounts directories that belong to no image.
     pub(crate) fn mount_directories(&self, stack: &Stack) -> Result<Mounted, String> {
         match &self.how {
-            How::Plain => Err(NOTHING.into()),
+            How::Native => Err(NOTHING.into()),
             How::Overlay(fs) => fs.try_mount(stack),
             How::Image(options) => Fs::Unionfs(options).try_mount(stack),
         }
@@ -84,13 +124,12 @@ impl Subject {
     /// Also returns the time until the mount answers.
     fn mount(&self, layers: &Layers, image: &str, stack: &Stack) -> Option<(Mounted, Duration)> {
         let mut command = match &self.how {
-            How::Plain => return None,
-            How::Overlay(Fs::Program(program)) => {
-                let mut command = Command::new(program);
-                command.args(["-o", &stack.options()]).arg(&stack.mnt);
-                command
+            How::Native => return None,
+            How::Overlay(Fs::Program(program)) => directories_command(program, "", stack),
+            How::Overlay(Fs::Unionfs(options) | Fs::Catalogued(options)) => {
+                directories_command(Path::new(program()), options, stack)
             }
-            How::Overlay(_) => kernel_command(&self.name, stack),
+            How::Overlay(Fs::Kernel(options)) => kernel_command(options, stack),
             How::Image(options) => image_command(options, layers, image, stack),
         };
         let is_kernel = matches!(self.how, How::Overlay(Fs::Kernel(_)));
@@ -117,14 +156,25 @@ fn is_live(mnt: &Path) -> bool {
     device(mnt).is_ok_and(|dev| device(parent).is_ok_and(|other| other != dev))
 }
 
+/// Returns a command with the options of fuse-overlayfs, which are those of unionfs too.
+fn directories_command(program: &Path, options: &str, stack: &Stack) -> Command {
+    let mut all = stack.options();
+    if !options.is_empty() {
+        all += &format!(",{options}");
+    }
+    let mut command = Command::new(program);
+    command.args(["-o", &all]).arg(&stack.mnt);
+    command
+}
+
 /// The argument that stands for an absent upper and work directory.
 const NO_UPPER: &str = "none";
 
 /// Returns a command that runs this program again to mount kernel overlayfs: mount(8) accepts at
 /// most a page of options.
-fn kernel_command(subject: &str, stack: &Stack) -> Command {
+fn kernel_command(options: &str, stack: &Stack) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--bench", "--mount-kernel", subject]);
+    command.args(["--bench", "--mount-kernel", options]);
     command.arg(&stack.mnt);
     match &stack.upper {
         Some((upper, work)) => command.arg(upper).arg(work),
@@ -134,19 +184,19 @@ fn kernel_command(subject: &str, stack: &Stack) -> Command {
     command
 }
 
-/// Mounts kernel overlayfs for [`kernel_command`]. The arguments are the subject, mountpoint, upper,
+/// Mounts kernel overlayfs for [`kernel_command`]. The arguments are options, mountpoint, upper,
 /// work (both [`NO_UPPER`]: read-only) and lowers.
 pub(crate) fn mount_kernel(places: &[PathBuf]) {
-    let [subject, mnt, upper, work, lowers @ ..] = places else {
-        panic!("--mount-kernel SUBJECT MNT UPPER WORK LOWER...");
+    let [options, mnt, upper, work, lowers @ ..] = places else {
+        panic!("--mount-kernel OPTIONS MNT UPPER WORK LOWER...");
     };
-    let fs = if subject.as_os_str() == METACOPY_NAME {
-        KERNEL_METACOPY
-    } else {
-        KERNEL
-    };
+    let known = [OVERLAYFS, OVERLAYFS_METACOPY];
+    let options = known
+        .into_iter()
+        .find(|o| options.as_os_str() == *o)
+        .unwrap();
     let has_upper = upper.as_os_str() != NO_UPPER;
-    let mounted = fs.mount(&Stack {
+    let mounted = Fs::Kernel(options).mount(&Stack {
         lowers: lowers.to_vec(),
         upper: has_upper.then(|| (upper.clone(), work.clone())),
         mnt: mnt.clone(),
@@ -169,49 +219,83 @@ fn image_command(options: &str, layers: &Layers, image: &str, stack: &Stack) -> 
     command
 }
 
+/// Whether a row changes metadata of lower files, and so differs with metacopies.
+fn changes_lowers(row: &Workload) -> bool {
+    row.name.starts_with("chown") || row.name == "1000 chmod of lower files"
+}
+
 /// Returns the subjects. Kernel overlayfs comes first, because the ratios refer to it.
 pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
     let one = |name: &str, how| Subject {
         name: name.into(),
         how,
-        only: "",
+        takes: |_| true,
+        long: false,
         on_request: false,
     };
+    let ours = |options: &'static str| {
+        let name = format!("{DEFAULT} {options}");
+        one(name.trim(), How::Overlay(Fs::Unionfs(options)))
+    };
+    let long = |subject| Subject {
+        long: true,
+        ..subject
+    };
+    let on_request = |subject| Subject {
+        on_request: true,
+        ..subject
+    };
+    let some = |subject, takes| Subject { takes, ..subject };
+    let uring = |subject| match uring::missing() {
+        None => subject,
+        Some(_) => on_request(subject),
+    };
     let mut subjects = vec![
-        one("kernel", How::Overlay(KERNEL)),
-        one("unionfs", How::Image("")),
-        one("unionfs sandbox=off", How::Image("sandbox=off")),
-        one("unionfs io=cached", How::Image("io=cached")),
-        Subject {
-            only: "fio",
-            ..one("unionfs writeback", How::Image("writeback"))
-        },
-        Subject {
-            only: METACOPY_ROWS,
-            ..one(METACOPY_NAME, How::Overlay(KERNEL_METACOPY))
-        },
-        Subject {
-            only: METACOPY_ROWS,
-            ..one("unionfs metacopy=on", How::Image("metacopy=on"))
-        },
-        Subject {
-            on_request: true,
-            ..one("unionfs transport=fuser", How::Image("transport=fuser"))
-        },
-    ];
-    if uring::missing().is_none() {
-        subjects.push(one(
-            "unionfs transport=uring",
+        long(one(KERNEL, How::Overlay(Fs::Kernel(OVERLAYFS)))),
+        long(some(
+            one(
+                "kernel metacopy=on",
+                How::Overlay(Fs::Kernel(OVERLAYFS_METACOPY)),
+            ),
+            changes_lowers,
+        )),
+        long(ours("")),
+        ours("io=cached"),
+        uring(ours("transport=uring")),
+        some(ours("writeback"), |row| {
+            row.group == Group::Data && !row.name.starts_with("copy-up")
+        }),
+        some(ours("noxattrs,nobtime"), |row| {
+            let groups = [Group::Metadata, Group::Programs];
+            groups.contains(&row.group) || row.name.contains("births")
+        }),
+        some(ours("volatile"), |row| {
+            let rows = ["sqlite", "fsync", "randwrite", "chmod", "apt-get"];
+            rows.iter().any(|text| row.name.contains(text))
+        }),
+        long(some(ours("metacopy=on"), changes_lowers)),
+        some(ours("io=passthrough"), |row| {
+            row.name.starts_with("page cache")
+        }),
+        long(one("unionfs image", How::Image(""))),
+        on_request(one("unionfs image io=cached", How::Image("io=cached"))),
+        on_request(uring(one(
+            "unionfs image transport=uring",
             How::Image("transport=uring"),
-        ));
-    }
+        ))),
+        on_request(ours("sandbox=off")),
+        on_request(ours("transport=fuser")),
+    ];
     let peer = peer
         .or_else(|| std::env::var_os("PEER").map(Into::into))
         .or_else(|| on_path("fuse-overlayfs"));
     if let Some(program) = peer {
-        subjects.push(one("fuse-overlayfs", How::Overlay(Fs::Program(program))));
+        subjects.push(long(one(
+            "fuse-overlayfs",
+            How::Overlay(Fs::Program(program)),
+        )));
     }
-    subjects.push(one("plain", How::Plain));
+    subjects.push(one(NATIVE, How::Native));
     subjects
 }
 
@@ -240,11 +324,10 @@ pub(crate) fn sh(script: &str, args: &[&Path]) -> Result<String, String> {
     ))
 }
 
-/// The reason why a row has no figure for a subject to which it does not apply. This is no failure.
-pub(crate) const NOTHING: &str = "has no such thing";
+/// The column of the ordinary directory.
+pub(crate) const NATIVE: &str = "no union";
 
-/// A mount to run workloads on. It is made anew for every subject and round. A workload sees the
-/// files that earlier ones have left.
+/// A mount to run workloads on.
 pub(crate) struct Bed<'l> {
     pub(crate) layers: &'l Layers,
     pub(crate) subject: &'l Subject,
@@ -255,7 +338,7 @@ pub(crate) struct Bed<'l> {
 }
 
 impl<'l> Bed<'l> {
-    /// Mounts an image for a subject.
+    /// Makes a place for the mounts of an image. [`Self::refresh`] mounts.
     ///
     /// # Panics
     /// If the image does not exist.
@@ -267,7 +350,7 @@ impl<'l> Bed<'l> {
             upper: Some((dir("upper"), dir("work"))),
             mnt: dir("mnt"),
         };
-        let mut bed = Self {
+        let bed = Self {
             layers,
             subject,
             image: image.to_owned(),
@@ -275,21 +358,35 @@ impl<'l> Bed<'l> {
             mounted: None,
             own,
         };
-        if subject.is_plain() {
-            bed.fill_plain();
+        if subject.is_native() {
+            bed.fill_native();
         }
-        bed.mount();
         bed
     }
 
+    /// Mounts again with a new upper, and writes out what earlier rows left to write.
+    pub(crate) fn refresh(&mut self) -> std::io::Result<()> {
+        if let Some(mounted) = self.mounted.take() {
+            mounted.unmount();
+        }
+        let (upper, work) = self.stack.upper.as_ref().unwrap();
+        for dir in [upper, work] {
+            fs::remove_dir_all(dir)?;
+            fs::create_dir(dir)?;
+        }
+        rustix::fs::syncfs(fs::File::open(&self.own)?)?;
+        self.mount();
+        Ok(())
+    }
+
     /// Copies the merged files into an ordinary directory.
-    fn fill_plain(&self) {
+    fn fill_native(&self) {
         let stack = Stack {
             mnt: self.own.join("merged"),
             ..self.stack.clone()
         };
         fs::create_dir(&stack.mnt).unwrap();
-        let merged = KERNEL.mount(&stack);
+        let merged = Fs::Kernel(OVERLAYFS).mount(&stack);
         sh("cp -a \"$1/.\" \"$2\"", &[merged.path(), &self.stack.mnt]).unwrap();
     }
 
@@ -321,7 +418,7 @@ impl<'l> Bed<'l> {
 
     /// Returns the path of a file of the top layer in its layer.
     pub(crate) fn below(&self, name: &str) -> PathBuf {
-        if self.subject.is_plain() {
+        if self.subject.is_native() {
             self.path().join(name)
         } else {
             self.stack.lowers[0].join(name)
@@ -333,9 +430,9 @@ impl<'l> Bed<'l> {
         &self.own
     }
 
-    /// Fails for the plain directory, for which such a row has no meaning.
+    /// Fails for the ordinary directory, for which such a row has no meaning.
     pub(crate) fn need_mount(&self) -> Result<(), String> {
-        if self.subject.is_plain() {
+        if self.subject.is_native() {
             Err(NOTHING.into())
         } else {
             Ok(())

@@ -3,42 +3,53 @@
 
 use std::time::Instant;
 
-use crate::report::Sample;
-use crate::subjects::{Bed, NOTHING, sh};
+use crate::figures::report::{Group, NOTHING, Sample};
+use crate::subjects::{Bed, sh};
 use crate::{Workload, row};
 
-/// The scripts of a workload. `$1` is the mount, `$2` a directory outside of it. Programs with
-/// `$IN` before them run in a chroot on the mount. Only the second script is timed.
+/// The scripts of a workload. `$1` is the mount, `$2` a directory outside of it. Only the second
+/// script is timed.
 struct Script {
     name: &'static str,
     before: &'static str,
     timed: &'static str,
+    /// Whether it runs programs of the root file system on the mount.
     rootfs: bool,
 }
 
-/// The common preparation: an archive of the sources beside the mount, unpacked on it.
-const SOURCES: &str = r#"cd "$2"; [ -e src.tar ] || { mkdir -p src; for d in $(seq 40); do mkdir src/d$d
+/// The common preparation: a directory on the mount, and an archive of sources beside the mount.
+/// The function `sources` unpacks it on the mount.
+const PREPARE: &str = r#"cd "$2"; [ -e src.tar ] || { mkdir -p src; for d in $(seq 40); do mkdir src/d$d
     for f in $(seq 50); do printf 'int f_%s_%s(void){return %s;}\n' $d $f $f >src/d$d/f$f.c; done; done
     tar cf src.tar src; rm -r src; }
-    [ -e "$1/work" ] || { mkdir "$1/work"; tar xf "$2/src.tar" -C "$1/work"; }"#;
+    mkdir -p "$1/work"
+    sources() { [ -e "$1/work/src" ] || tar xf "$2/src.tar" -C "$1/work"; }
+"#;
 
-const SCRIPTS: [Script; 11] = [
+const SCRIPTS: [Script; 12] = [
     Script {
         name: "untar of a source tree",
-        before: r#"rm -rf "$1/work""#,
-        timed: r#"mkdir "$1/work"; tar xf "$2/src.tar" -C "$1/work""#,
+        before: r#"rm -rf "$1/work/src""#,
+        timed: r#"exec tar xf "$2/src.tar" -C "$1/work""#,
+        rootfs: false,
+    },
+    Script {
+        name: "cp -a of a tree",
+        before: r#"for tree in usr/share/perl usr/d1; do
+            [ ! -e "$1/$tree" ] || ln -sfn "$1/$tree" "$2/tree"; done; ls -R "$2/tree/" >/dev/null"#,
+        timed: r#"exec cp -a "$2/tree/" "$1/work/copy""#,
         rootfs: false,
     },
     Script {
         name: "git init, add, commit",
-        before: r#"rm -rf "$1/work/src/.git""#,
+        before: r#"sources "$@"; rm -rf "$1/work/src/.git""#,
         timed: r#"cd "$1/work/src"; git init -q .; git add .
             git -c user.name=n -c user.email=e commit -q -m all"#,
         rootfs: false,
     },
     Script {
         name: "git clone, status",
-        before: r#"cd "$1/work/src"; [ -e .git ] || { git init -q .; git add .
+        before: r#"sources "$@"; cd "$1/work/src"; [ -e .git ] || { git init -q .; git add .
             git -c user.name=n -c user.email=e commit -q -m all; }"#,
         timed: r#"cd "$1/work"; git clone -q src clone; git -C clone status -s"#,
         rootfs: false,
@@ -53,7 +64,7 @@ for i in range(300): c.execute("insert into t values(?)", (i,)); c.commit()'"#,
     },
     Script {
         name: "chroot: gcc of 60 files",
-        before: r#"test -e "$1/dev/null" || mknod -m 666 "$1/dev/null" c 1 3"#,
+        before: r#"sources "$@"; test -e "$1/dev/null" || mknod -m 666 "$1/dev/null" c 1 3"#,
         timed: r#"chroot "$1" sh -c 'cd /work/src; for f in d1/*.c; do gcc -O1 -c -o /work/o.o $f; done'"#,
         rootfs: true,
     },
@@ -116,19 +127,18 @@ END
 
 macro_rules! rows {
     ($($n:literal)*) => {
-        &[$(row(SCRIPTS[$n].name, |bed| run(bed, &SCRIPTS[$n]))),*]
+        &[$(row(Group::Programs, SCRIPTS[$n].name, |bed| run(bed, &SCRIPTS[$n]))),*]
     };
 }
 
-pub(crate) const ALL: &[Workload] = rows![0 1 2 3 4 5 6 7 8 9 10];
+pub(crate) const ALL: &[Workload] = rows![0 1 2 3 4 5 6 7 8 9 10 11];
 
 fn run(bed: &mut Bed<'_>, script: &Script) -> Result<Sample, String> {
     if script.rootfs && !bed.layers.rootfs {
         return Err(NOTHING.into());
     }
     let args = [bed.path(), bed.outside()];
-    sh(SOURCES, &args)?;
-    sh(script.before, &args)?;
+    sh(&format!("{PREPARE}{}", script.before), &args)?;
     let start = Instant::now();
     sh(script.timed, &args)?;
     Ok(Sample::time(start.elapsed()))

@@ -1,5 +1,5 @@
 //! Checks that every test which a document names exists and that links lead to existing files.
-//! Further checks: the guide agrees with the source (`guide`), tests end early in one way only
+//! Further checks: the guide agrees with the source (`guide`), published figures are those of the published report (`figures`), tests end early in one way only
 //! (`skips`), and the parts of `src/` use each other in one direction (`walls`).
 //!
 //! A reference is a code span of one of these forms:
@@ -17,6 +17,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod figures;
 mod guide;
 mod skips;
 mod walls;
