@@ -1,4 +1,4 @@
-//! Compares unionfs with kernel overlayfs, fuse-overlayfs and a plain directory over the same
+//! Compares unionfs with kernel overlayfs, fuse-overlayfs and an ordinary directory over the same
 //! layers. All run interleaved in one run, so that the ratios are valid on a busy machine. Needs
 //! root.
 //!
@@ -78,7 +78,7 @@ const fn aside(group: Group, name: &'static str, run: Run) -> Workload {
 /// The depths of the rows on other numbers of layers.
 const DEPTHS: [usize; 4] = [1, 32, 128, 500];
 
-/// unionfs beside kernel overlayfs, fuse-overlayfs and a plain directory
+/// unionfs beside kernel overlayfs, fuse-overlayfs and an ordinary directory
 #[derive(Debug, clap::Parser)]
 struct Args {
     /// Compare two reports (JSON) instead of measuring: what got slower or faster
@@ -106,7 +106,7 @@ struct Args {
     #[arg(long, value_name = "PROGRAM")]
     peer: Option<PathBuf>,
     /// Also write all pages and plots of the repository that are made of the report
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["only", "quick", "subjects"])]
     publish: bool,
     /// Measure nothing: make the pages and plots of this report.json again
     #[arg(long, value_name = "REPORT")]
