@@ -22,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Error, Label, Unusable};
 use crate::layer::dir::path_of;
+use crate::sys::openat2::openat2;
 use crate::sys::walk::{self, Trust};
 
 /// The path of the catalogs below the root of the own store.
@@ -40,7 +41,7 @@ pub fn existing(own_root: &Path) -> Option<PathBuf> {
     let own = walk::open_directory(own_root, Trust::of_root()).ok()?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let plain = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    rustix::fs::openat2(&own, DIR, flags, Mode::empty(), plain).ok()?;
+    openat2(&own, DIR, flags, Mode::empty(), plain).ok()?;
     path_of(&own)
 }
 

@@ -26,6 +26,7 @@ use super::warn;
 use unionfs::changes::{Node, Visit};
 use unionfs::layer::dir::path_of;
 use unionfs::sys::interrupt;
+use unionfs::sys::openat2::openat2;
 use unionfs::sys::walk::{self, Trust};
 use unionfs::union::{Attr, FileKind, Ino};
 
@@ -91,7 +92,7 @@ impl Target {
         let given = &self.given;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::NO_SYMLINKS;
-        let dir = rustix::fs::openat2(rustix::fs::CWD, &self.dir, flags, Mode::empty(), resolve);
+        let dir = openat2(rustix::fs::CWD, &self.dir, flags, Mode::empty(), resolve);
         let dir = dir.with_context(|| format!("cannot write to {given:?}"))?;
         let Some(name) = self.name else {
             let name = copy_name(path, node).map(OsStr::to_owned);
@@ -273,7 +274,7 @@ impl Copying<'_> {
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let dir = rustix::fs::openat2(&root.fd, dir, flags, Mode::empty(), resolve)?;
+        let dir = openat2(&root.fd, dir, flags, Mode::empty(), resolve)?;
         let here = self.here()?;
         let made = under_new_name(here, |new| {
             rustix::fs::linkat(&dir, first, here, new, AtFlags::empty())

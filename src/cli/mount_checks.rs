@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::options::MAX_LOWERS;
 use unionfs::fuse;
 use unionfs::layer::{OpenDir, StackSpec};
+use unionfs::sys::stat::statx;
 use unionfs::sys::walk::Trust;
 
 /// The identity of a directory, whatever path leads to it: device and inode number.
@@ -88,7 +89,7 @@ const PATH_MAX: usize = 4096;
 /// Opens the directory at `path` from `dir`. An empty path is `dir` itself.
 fn reached(dir: BorrowedFd<'_>, path: &str) -> rustix::io::Result<Reached> {
     let what = StatxFlags::INO | StatxFlags::MNT_ID;
-    let st = rustix::fs::statx(dir, path, AtFlags::EMPTY_PATH, what)?;
+    let st = statx(dir, path, AtFlags::EMPTY_PATH, what)?;
     let identity = (st.stx_dev_major, st.stx_dev_minor, st.stx_ino);
     Ok((st.stx_mnt_id, identity))
 }

@@ -1,12 +1,11 @@
 //! The `-o` options that map owners, in the syntax of fuse-overlayfs: `uidmapping`, `gidmapping`,
 //! `squash_to_root`, `squash_to_uid`, `squash_to_gid`.
 
-use rustix::fs::{AtFlags, StatxFlags};
-
 use unionfs::fuse::mountinfo;
 use unionfs::layer::recorded::Form;
 use unionfs::layer::{Records, StackSpec};
 use unionfs::sys::process::in_initial_user_namespace;
+use unionfs::sys::stat::mount_id;
 use unionfs::sys::walk::Trust;
 use unionfs::union::{IdMap, IdRange, LowerIds, Outside, Owners};
 
@@ -149,8 +148,7 @@ fn ids_of_lowers(stack: &StackSpec) -> Result<LowerIds, String> {
     }
     let lowers = || stack.lowers.iter().chain(&stack.data_only);
     let is_idmapped = |dir: &dyn std::os::fd::AsFd| {
-        let what = rustix::fs::statx(dir.as_fd(), c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
-        what.is_ok_and(|what| idmapped.contains(&what.stx_mnt_id))
+        mount_id(dir.as_fd()).is_ok_and(|mount| idmapped.contains(&mount))
     };
     match lowers().filter(|lower| is_idmapped(&lower.dir)).count() {
         0 => Ok(LowerIds::Disk),

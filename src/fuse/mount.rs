@@ -226,10 +226,9 @@ fn mount_directly(config: &MountConfig, place: &Mountpoint) -> Result<Option<(Ow
     // In a user namespace the kernel may accept only the second form.
     for extra in [MountFlags::empty(), MountFlags::NODEV | MountFlags::NOSUID] {
         // The helper opens the device with the rights of the user, so it would fail too.
-        let device = open_device()?;
         let flags = config.flags | extra;
-        match mount_once(config, flags, &device, place) {
-            Ok(root) => return Ok(Some((device, root))),
+        match mount_once(config, flags, open_device()?, place) {
+            Ok(mounted) => return Ok(Some(mounted)),
             Err(Error::Mount { source, .. })
                 if source.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {}
             Err(error) => return Err(error),
@@ -238,30 +237,32 @@ fn mount_directly(config: &MountConfig, place: &Mountpoint) -> Result<Option<(Ow
     Ok(None)
 }
 
-/// Mounts on exactly the directory of `place`. Returns the root of the new mount.
+/// Mounts on exactly the directory of `place`. Returns the device and the root of the new mount.
 fn mount_once(
     config: &MountConfig,
     flags: MountFlags,
-    device: &OwnedFd,
+    mut device: OwnedFd,
     place: &Mountpoint,
-) -> Result<OwnedFd> {
+) -> Result<(OwnedFd, OwnedFd)> {
     let options = options(config)?;
     let failed = |error: Errno| Error::Mount {
         path: place.path().to_owned(),
         source: error.into(),
     };
     if new_calls::can_hold(config, &options) {
-        match new_calls::mount(config, flags, &options, device, place) {
-            // Linux before 5.2, or a filter of system calls.
-            Err(Errno::NOSYS) => {}
-            other => return other.map_err(failed),
+        match new_calls::mount(config, flags, &options, &device, place) {
+            // Linux before 5.2, or a filter of system calls. If that refuses only some of the calls, the
+            // device has been used for a mount that nobody sees.
+            Err(Errno::NOSYS) => device = open_device()?,
+            other => return other.map(|root| (device, root)).map_err(failed),
         }
     }
     let data = mount_data(&options, device.as_raw_fd())?;
     let target = place.proc_path();
     rustix::mount::mount(&config.fsname, &target, FS_TYPE, flags, data.as_c_str())
         .map_err(failed)?;
-    root_on(place.path(), config)
+    let root = root_on(place.path(), config)?;
+    Ok((device, root))
 }
 
 /// Returns the root of the new mount on `path`, if the kernel does not return it.

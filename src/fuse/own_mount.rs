@@ -65,8 +65,9 @@ impl MountId {
                     device: (st.stx_dev_major, st.stx_dev_minor),
                 })
             }
-            // It is a FUSE mount whose owner allows no other user.
-            Err(Errno::ACCESS) => {
+            // It is a FUSE mount whose owner allows no other user; or the kernel has no statx(2),
+            // and another call could ask the server.
+            Err(Errno::ACCESS | Errno::NOSYS) => {
                 let number = number(dir)?;
                 let mounts = mountinfo::list()?;
                 let entry = mounts.into_iter().find(|entry| entry.id == number);

@@ -17,6 +17,8 @@ use super::fds::with_spare;
 use super::markers::Protection;
 use super::recorded::{self, Form, Records};
 use super::types::{FileKind, Time};
+use crate::sys::openat2::openat2;
+use crate::sys::stat::statx;
 use crate::sys::{chmodat, xattrat};
 
 /// The attributes of a file of a layer, from statx(2).
@@ -202,7 +204,7 @@ impl<'a> At<'a> {
     /// As [`Self::stat`].
     pub fn real_stat(&self) -> Result<Stat, Errno> {
         let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
-        let x = fs::statx(self.dir, self.name, self.flags(), mask)?;
+        let x = statx(self.dir, self.name, self.flags(), mask)?;
         let time = |t: fs::StatxTimestamp| Time {
             sec: t.tv_sec,
             nsec: t.tv_nsec,
@@ -273,12 +275,7 @@ impl<'a> At<'a> {
     fn hold_as(&self, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let within = ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
-        let hold = || fs::openat2(self.dir, self.name, flags, Mode::empty(), within);
-        match with_spare(hold) {
-            // Before Linux 5.6.
-            Err(Errno::NOSYS) => self.open(flags, 0),
-            other => other,
-        }
+        with_spare(|| openat2(self.dir, self.name, flags, Mode::empty(), within))
     }
 
     /// Opens a directory with O_PATH.

@@ -15,6 +15,7 @@ use super::at::At;
 use super::dir::{OpenDir, Private, path_of};
 use super::{LayerSpec, UpperSpec};
 use crate::sys::mounts::{self, Like};
+use crate::sys::openat2::openat2;
 
 /// The number of searches for upper and work directory, if another process renames directories
 /// above.
@@ -76,7 +77,7 @@ fn upper_once(spec: &UpperSpec, times: AccessTimes) -> Result<UpperSpec, Errno> 
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let same_mount = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
-    let common = rustix::fs::openat2(upper, way, flags, Mode::empty(), same_mount)?;
+    let common = openat2(upper, &way, flags, Mode::empty(), same_mount)?;
     let like = Like {
         read_only: false,
         no_atime: times == AccessTimes::Never,
@@ -85,7 +86,7 @@ fn upper_once(spec: &UpperSpec, times: AccessTimes) -> Result<UpperSpec, Errno> 
     let mount = mount(&common, like)?;
     let within = |dir: &OpenDir, below: &Path| {
         let resolve = same_mount | ResolveFlags::BENEATH;
-        let held = rustix::fs::openat2(&mount.tree, below, flags, Mode::empty(), resolve)?;
+        let held = openat2(&mount.tree, below, flags, Mode::empty(), resolve)?;
         let stat = |fd| At::fd(fd).stat().map(|stat| stat.id());
         if stat(held.as_fd())? != stat(dir.as_fd())? {
             return Err(Errno::STALE);

@@ -151,7 +151,6 @@ fn remedy(errno: Errno) -> &'static str {
         Errno::PERM | Errno::ACCESS => "; this needs root",
         Errno::NOSPC | Errno::DQUOT => "; free some space",
         Errno::INVAL => "; in a user namespace, map the owner",
-        Errno::NOSYS => "; openat2 is needed: Linux 5.6 or newer, not blocked by a sandbox",
         _ => "",
     }
 }

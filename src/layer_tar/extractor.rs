@@ -22,6 +22,7 @@ use crate::layer::recorded::is_reserved;
 use crate::layer::types::FileKind;
 use crate::oci::text::excerpt;
 use crate::sys::interrupt;
+use crate::sys::openat2::openat2;
 
 /// Makes the files of a layer.
 pub(super) struct Extractor<'d> {
@@ -64,7 +65,7 @@ pub(super) fn open_beneath(
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     // EAGAIN means that a file was renamed meanwhile, anywhere on the system.
     loop {
-        match rustix::fs::openat2(root, path, flags, Mode::empty(), inside | resolve) {
+        match openat2(root, path, flags, Mode::empty(), inside | resolve) {
             Err(Errno::AGAIN) => {}
             other => return other,
         }

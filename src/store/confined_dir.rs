@@ -13,12 +13,14 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use crate::layer::OpenDir;
 use crate::layer::dir::path_of;
+use crate::sys::openat2::openat2;
+use crate::sys::stat::begins_mount;
 use crate::sys::walk::{self, Trust};
 
 /// The size limit of a file that holds one digest, ID or number, in bytes.
@@ -83,7 +85,7 @@ impl ConfinedDir {
     }
 
     fn open_at(&self, relative: &Path, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
-        rustix::fs::openat2(
+        openat2(
             &self.fd,
             relative,
             flags | OFlags::CLOEXEC,
@@ -221,11 +223,8 @@ impl ConfinedDir {
 
     /// Whether the path is a mountpoint in this mount namespace.
     pub(crate) fn is_mount_root(&self, relative: impl AsRef<Path>) -> bool {
-        let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
-        let look = |fd: OwnedFd| rustix::fs::statx(&fd, "", flags, StatxFlags::empty());
-        let found = self.open_at(relative.as_ref(), OFlags::PATH).and_then(look);
-        let mount_root = StatxAttributes::MOUNT_ROOT;
-        found.is_ok_and(|stat| stat.stx_attributes.contains(mount_root))
+        let found = self.open_at(relative.as_ref(), OFlags::PATH);
+        found.and_then(begins_mount).unwrap_or(false)
     }
 
     /// Returns the target of the symlink `name` in a directory; `None` if there is no such entry.

@@ -22,6 +22,7 @@ use super::store_set::Stores;
 use crate::layer::{Dialect, LayerSpec};
 use crate::oci::Digest;
 use crate::oci::chain_id::chain_ids;
+use crate::sys::stat::statx;
 
 /// The store and the chain ID of the layers of a stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -255,7 +256,7 @@ impl Dirs {
 fn identity(parent: &OwnedFd, name: &str) -> Option<String> {
     let flags = AtFlags::SYMLINK_NOFOLLOW;
     let what = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::CTIME;
-    let st = rustix::fs::statx(parent.as_fd(), name, flags, what).ok()?;
+    let st = statx(parent.as_fd(), name, flags, what).ok()?;
     let kind = FileType::from_raw_mode(st.stx_mode.into());
     let time = st.stx_ctime;
     (kind == FileType::Directory)

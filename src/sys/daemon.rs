@@ -392,8 +392,29 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
     // that never uses or drops them: `bare_helper` demands it of its callers.
     match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
         0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+        _ => match io::Error::last_os_error() {
+            // Before Linux 5.9.
+            error if error.raw_os_error() == Some(libc::ENOSYS) => close_listed(first, last),
+            error => Err(error),
+        },
     }
+}
+
+/// As [`close_range`], for those in the list that /proc has.
+#[allow(unsafe_code)]
+fn close_listed(first: u32, last: u32) -> io::Result<()> {
+    let mut open: Vec<u32> = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.parse().ok());
+        open.push(number.ok_or(io::ErrorKind::InvalidData)?);
+    }
+    open.retain(|number| (first..=last).contains(number));
+    for number in open {
+        // SAFETY: as in `close_range`. That of the list itself is closed already.
+        unsafe { libc::close(number as RawFd) };
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ pub mod mounts;
 pub mod namespace;
 #[cfg(feature = "fuse")]
 pub mod narrow;
+pub mod openat2;
 #[cfg(feature = "fuse")]
 pub mod probe;
 pub mod process;
@@ -37,6 +38,7 @@ pub(crate) mod remedy;
 pub mod schedule;
 #[cfg(feature = "fuse")]
 pub mod seccomp;
+pub mod stat;
 #[cfg(feature = "fuse")]
 mod submounts;
 pub(crate) mod sync;

@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
+use super::openat2::openat2;
 use super::{namespace, submounts};
 
 /// A place that stays: a file, or a directory with all mounts beneath it except the root
@@ -94,7 +95,7 @@ pub struct Link {
 fn open_plainly(path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let plain = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(CWD, path, flags, Mode::empty(), plain)
+    openat2(CWD, path, flags, Mode::empty(), plain)
 }
 
 /// Copies the mounts from `file` on, and adds `attributes` to them.
@@ -184,7 +185,7 @@ fn mountpoint(root: &OwnedFd, path: &Path, kind: FileType) -> Result<OwnedFd, Er
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error),
         }
-        dir = rustix::fs::openat2(&dir, *name, flags, Mode::empty(), within)?;
+        dir = openat2(&dir, *name, flags, Mode::empty(), within)?;
     }
     Ok(dir)
 }

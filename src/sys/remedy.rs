@@ -6,7 +6,6 @@ use rustix::io::Errno;
 pub(crate) fn remedy(errno: Errno) -> &'static str {
     match errno {
         Errno::ACCESS | Errno::PERM => "; run as the store's owner (root for /var/lib/docker)",
-        Errno::NOSYS => "; openat2 is needed: Linux 5.6 or newer, not blocked by a sandbox",
         Errno::IO => "; check the disk",
         Errno::NOSPC | Errno::DQUOT => "; free some space",
         _ => "",

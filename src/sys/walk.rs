@@ -23,6 +23,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::stat::{mount_id, statx};
 use super::{mountinfo, process};
 
 /// The number that the kernel shows for owners that a user namespace does not have
@@ -97,7 +98,8 @@ pub fn open_directory(path: &Path, trust: Trust) -> io::Result<OwnedFd> {
     if !path.components().any(|part| part == Component::ParentDir) {
         let plain = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         match rustix::fs::openat2(CWD, path, whole, Mode::empty(), plain) {
-            Err(Errno::LOOP) => {}
+            // Before Linux 5.6 there is only the walk.
+            Err(Errno::LOOP | Errno::NOSYS) => {}
             other => return Ok(other?),
         }
     }
@@ -232,7 +234,7 @@ pub fn require_own_name(dir: BorrowedFd<'_>, name: &OsStr, trust: Trust) -> io::
     let trusted = [0, rustix::process::geteuid().as_raw()];
     let above = look(dir, OWNER)?;
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    let found = rustix::fs::statx(dir, name, flags, OWNER)?;
+    let found = statx(dir, name, flags, OWNER)?;
     let ours = !open_to_others(&above) || (is_sticky(&above) && trusted.contains(&found.stx_uid));
     if trusted.contains(&above.stx_uid) && ours {
         Ok(())
@@ -405,7 +407,7 @@ const OWNER: StatxFlags = StatxFlags::TYPE
 /// Those of statx(2).
 pub fn look(file: BorrowedFd<'_>, mask: StatxFlags) -> rustix::io::Result<Statx> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-    rustix::fs::statx(file, c"", flags, mask)
+    statx(file, c"", flags, mask)
 }
 
 /// Whether a mount begins here. `false` is certain. Before Linux 5.8 the kernel does not tell it.
@@ -415,8 +417,7 @@ pub fn is_mount_root(st: &Statx) -> bool {
 }
 
 fn mount_of(dir: &OwnedFd) -> Option<u64> {
-    let st = look(dir.as_fd(), StatxFlags::MNT_ID).ok()?;
-    Some(st.stx_mnt_id)
+    mount_id(dir).ok()
 }
 
 /// Returns the number of the mount of a directory if it is an idmapped mount.

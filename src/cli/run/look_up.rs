@@ -14,6 +14,7 @@ use super::settings::Settings;
 use crate::cli::confined_queries::ask;
 use unionfs::sandbox::Mode;
 use unionfs::sandbox::command::Command;
+use unionfs::sys::openat2::openat2;
 
 /// The bytes of `/etc/passwd` and `/etc/group` that are read.
 const MAX_FILE: u64 = 4 << 20;
@@ -64,7 +65,7 @@ fn open(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> rustix::io::Result<s
     let mut result = Err(Errno::AGAIN);
     // The kernel gives up on `..` while somebody renames or mounts anything.
     for _ in 0..MAX_TRIES {
-        result = rustix::fs::openat2(root, path, flags, FileMode::empty(), resolve);
+        result = openat2(root, path, flags, FileMode::empty(), resolve);
         if !matches!(result, Err(Errno::AGAIN | Errno::INTR)) {
             break;
         }

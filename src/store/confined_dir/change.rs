@@ -20,6 +20,7 @@ use super::{ConfinedDir, tree};
 use crate::layer::at::At;
 use crate::store::error::{Error, Result};
 use crate::store::random;
+use crate::sys::openat2::openat2;
 use crate::sys::process::is_root_of_machine;
 
 impl ConfinedDir {
@@ -59,7 +60,7 @@ impl ConfinedDir {
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode);
-        rustix::fs::openat2(&self.fd, relative, flags, mode, resolve)
+        openat2(&self.fd, relative, flags, mode, resolve)
             .map(File::from)
             .map_err(|errno| Error::io("open", &self.full(relative), errno))
     }

@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::layer::at::At;
+use crate::sys::openat2::openat2;
 
 /// The number of directories that are open at once while a tree is removed. Deeper directories are
 /// moved up first.
@@ -67,7 +68,7 @@ impl Level {
 fn open_dir(above: BorrowedFd<'_>, name: &[u8]) -> Result<Dir, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    match rustix::fs::openat2(above, name, flags, Mode::empty(), inside) {
+    match openat2(above, name, flags, Mode::empty(), inside) {
         Err(Errno::XDEV) => Err(Errno::BUSY),
         other => Dir::new(other?),
     }

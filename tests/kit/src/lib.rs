@@ -32,6 +32,7 @@ pub mod task;
 pub mod tree;
 pub mod upper;
 pub mod uring;
+pub mod without;
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::uring::Switch;
+use super::without;
 use crate::program;
 
 /// f_type of a FUSE file system (Linux `include/uapi/linux/magic.h`).
@@ -281,10 +282,13 @@ impl Fs {
         let Some(program) = program else {
             return mount_kernel(stack, &options);
         };
-        let output = Command::new(&program)
-            .args(["-o", &options])
-            .arg(&stack.mnt)
-            .output()
+        let lacks = match self {
+            Self::Program(_) | Self::Kernel(_) => Vec::new(),
+            Self::Unionfs(_) | Self::Catalogued(_) => without::asked(),
+        };
+        let mut command = Command::new(&program);
+        command.args(["-o", &options]).arg(&stack.mnt);
+        let output = without::output(&mut command, &lacks)
             .map_err(|e| format!("{}: {e}", program.display()))?;
         if !output.status.success() {
             return Err(describe(&program, &output));

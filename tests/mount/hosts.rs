@@ -1,0 +1,79 @@
+//! Hosts that lack system calls: each is refused on its own, as an old kernel refuses it, and the
+//! program mounts, serves and remounts as on others. `UNIONFS_TEST_WITHOUT=NAME cargo test --test
+//! mount` runs all tests without one (`kit/src/without.rs` has the names).
+
+use std::process::Command;
+
+use testkit::fixture::Fixture;
+use testkit::mount::{Mounted, Scratch, Stack};
+use testkit::tree::{self, Mask};
+use testkit::without::{self, ALL, Lack};
+use testkit::{layers, need_mounts, program};
+
+const OPERATIONS: &str = "\
+create new 644
+write new 0 text
+rename new moved
+write both.txt 0 changed
+chmod plain.txt 600
+setxattr top.txt user.note value
+link both.txt linked
+rename merged merged2
+mkdir merged 755
+unlink plain.txt
+mkdir plain.txt 755
+rmdir plain.txt
+unlink top.txt
+create top.txt 600
+symlink target sym
+mknod fifo 10600 0 0";
+
+/// Runs the operations on a mount of a program that lacks these calls.
+fn without(lacks: &[Lack], options: &str) {
+    let mask = Mask::from_now();
+    let mut usual = Fixture::standard();
+    let scratch = Scratch::disk();
+    let lowers = layers::write_all(&layers::standard(), scratch.path(), layers::Form::Kernel);
+    let stack = Stack::writable(&scratch, lowers);
+    let mount = || {
+        let mut command = Command::new(program());
+        command.args(["-o", &format!("{}{options}", stack.options())]);
+        let output = without::output(command.arg(&stack.mnt), lacks).unwrap();
+        assert!(output.status.success(), "{lacks:?} {output:?}");
+        Mounted::new(&stack.mnt, true)
+    };
+    let mounted = mount();
+    for line in OPERATIONS.lines() {
+        let ops = testkit::script::parse(line);
+        let answer = testkit::exec::run(&stack.mnt, &ops);
+        assert_eq!(answer, usual.run(line), "{lacks:?} {line}");
+    }
+    tree::assert_same(
+        &format!("{lacks:?}"),
+        &usual.tree(),
+        &tree::list(&stack.mnt),
+        &mask,
+    );
+    mounted.unmount();
+    usual.remount();
+    let mounted = mount();
+    let later = format!("{lacks:?} later");
+    tree::assert_same(&later, &usual.tree(), &tree::list(&stack.mnt), &mask);
+    mounted.unmount();
+}
+
+#[test]
+fn each_call_can_be_missing() {
+    need_mounts!();
+    for (_, lack) in ALL {
+        without(&[lack], "");
+    }
+}
+
+#[test]
+fn all_calls_can_be_missing() {
+    need_mounts!();
+    let all: Vec<_> = ALL.iter().map(|(_, lack)| *lack).collect();
+    without(&all, "");
+    without(&all, ",sandbox=off");
+}
