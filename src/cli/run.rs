@@ -25,12 +25,14 @@ use directory::Bundle;
 use image::{ImageToRun, Own};
 use look_up::{Executable, Wanted};
 use runtime::Runtime;
+use seccomp::OfOtherUsers;
 use settings::Settings;
 use volume::Volume;
 
 mod bubblewrap;
 mod directory;
 mod image;
+mod limits;
 mod look_up;
 mod runtime;
 mod seccomp;
@@ -61,7 +63,8 @@ Examples:
 
 IMAGE may be a read-write layer of mount --name or run --name; the command then goes on with its
 files. Without --name, changes are discarded. A plain user is root inside, or the user of the image,
-and has no other users there.
+and has no other users there. If root changes owners or becomes another user, nothing happens, and the
+program is told that it worked, so that dpkg, apt, rpm and tar work; see --other-users.
 
 Exit codes: that of the command, 128 and the number of the signal that killed it, 125 if nothing could
 be started, 126 if the command cannot be executed, 127 if there is none, 2 wrong usage.")]
@@ -153,15 +156,29 @@ struct ContainerArgs {
     /// The network: that of this machine, or none
     #[arg(long, value_enum, default_value = "host")]
     net: Network,
-    /// Limit the memory, in bytes (needs a cgroup that this user may change)
-    #[arg(long, value_name = "BYTES")]
+    /// What a plain user's container does if a program changes owners or becomes another user, which
+    /// package managers do: pretend that it worked, or refuse
+    #[arg(long, value_enum, default_value = "pretend")]
+    other_users: OtherUsers,
+    /// Limit the memory, in bytes or as 512m or 2g (needs a cgroup that this user may change)
+    #[arg(long, value_name = "BYTES", value_parser = limits::memory)]
     memory: Option<i64>,
     /// Limit the number of processes (needs a cgroup)
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = limits::processes)]
     pids_limit: Option<i64>,
     /// Limit the processors, such as 1.5 (needs a cgroup)
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = limits::processors)]
     cpus: Option<f64>,
+}
+
+/// What happens where a program gives a file to another user, or becomes another user, and the
+/// container has only one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum OtherUsers {
+    /// The calls succeed and change nothing.
+    Pretend,
+    /// The calls fail.
+    Refuse,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -235,9 +252,20 @@ struct Container {
     memory: Option<i64>,
     pids: Option<i64>,
     cpus: Option<f64>,
+    other_users: OtherUsers,
 }
 
 impl Container {
+    /// Returns what happens to calls that concern other users. Only root of the container uses them.
+    fn of_other_users(&self, rights: Rights) -> OfOtherUsers {
+        match (rights, self.other_users) {
+            (Rights::User { .. }, OtherUsers::Pretend) if self.wanted.uid == 0 => {
+                OfOtherUsers::Pretended
+            }
+            _ => OfOtherUsers::Kernel,
+        }
+    }
+
     fn has_limits(&self) -> bool {
         self.memory.is_some() || self.pids.is_some() || self.cpus.is_some()
     }
@@ -326,6 +354,7 @@ fn prepare(
         memory: args.memory,
         pids: args.pids_limit,
         cpus: args.cpus,
+        other_users: args.other_users,
     })
 }
 

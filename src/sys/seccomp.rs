@@ -39,6 +39,75 @@ pub fn restrict(allowed: &[Call], unknown: &[libc::c_long]) -> io::Result<()> {
     install(&restriction(allowed, unknown)?)
 }
 
+/// A rule of a [`program`].
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    /// The number of the call.
+    pub call: libc::c_long,
+    /// The position of an argument, counted from 0, and bits of its lower 32: the rule applies if
+    /// one of them is set. `None`: it applies to all calls.
+    pub bits: Option<(u8, u32)>,
+    /// The errno of the answer; 0: the call does nothing and succeeds.
+    pub errno: u16,
+}
+
+/// Returns a filter for another program: `struct sock_filter` after `struct sock_filter`, as
+/// bubblewrap reads it. The calls get these answers, the first that applies; all others are allowed.
+/// Calls with the numbers of another architecture kill the process, because the rules do not know
+/// their numbers. `None`: the architecture is not known here.
+pub fn program(answers: &[Answer]) -> Option<Vec<u8>> {
+    // AUDIT_ARCH_* of linux/audit.h.
+    let architecture: u32 = match std::env::consts::ARCH {
+        "x86_64" => 0xc000_003e,
+        "aarch64" => 0xc000_00b7,
+        "riscv64" => 0xc000_00f3,
+        _ => return None,
+    };
+    let code = |code: u32| code as u16;
+    let load = code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS);
+    let equal = code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
+    let at_least = code(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K);
+    let any_bit = code(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K);
+    let end = code(libc::BPF_RET | libc::BPF_K);
+    let errno = |errno: u16| libc::SECCOMP_RET_ERRNO | u32::from(errno);
+    // Offsets in `struct seccomp_data`: the number, the architecture, the arguments.
+    let (number, arch, arguments) = (0, 4, 16);
+    let mut steps = vec![
+        (load, 0, 0, arch),
+        (equal, 1, 0, architecture),
+        (end, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
+    ];
+    if std::env::consts::ARCH == "x86_64" {
+        // x32: the same calls under other numbers (__X32_SYSCALL_BIT).
+        steps.push((load, 0, 0, number));
+        steps.push((at_least, 0, 1, 0x4000_0000));
+        steps.push((end, 0, 0, errno(libc::ENOSYS as u16)));
+    }
+    for answer in answers {
+        let call = u32::try_from(answer.call).ok()?;
+        steps.push((load, 0, 0, number));
+        match answer.bits {
+            None => steps.push((equal, 0, 1, call)),
+            Some((argument, bits)) => {
+                steps.push((equal, 0, 3, call));
+                // All these architectures are little-endian: the lower half comes first.
+                steps.push((load, 0, 0, arguments + 8 * u32::from(argument)));
+                steps.push((any_bit, 0, 1, bits));
+            }
+        }
+        steps.push((end, 0, 0, errno(answer.errno)));
+    }
+    steps.push((end, 0, 0, libc::SECCOMP_RET_ALLOW));
+    let bytes = steps
+        .into_iter()
+        .flat_map(|(code, yes, no, value): (u16, u8, u8, u32)| {
+            let [a, b] = code.to_ne_bytes();
+            let [c, d, e, f] = value.to_ne_bytes();
+            [a, b, yes, no, c, d, e, f]
+        });
+    Some(bytes.collect())
+}
+
 /// Makes these system calls fail with that error.
 ///
 /// # Errors

@@ -55,6 +55,7 @@ fn home() -> Needed<Home> {
         for applet in sh cat ls id env pwd hostname sleep kill touch mount sort grep readlink tty; do
             ln -s busybox rootfs/bin/$applet
         done
+        for applet in chown chmod chgrp; do ln -s busybox rootfs/bin/$applet; done
         printf 'root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n' > rootfs/etc/passwd
         printf 'root:x:0:\napp:x:1001:\nmore:x:55:app\n' > rootfs/etc/group
         echo plain > rootfs/etc/plain; echo hosts > rootfs/etc/hosts
@@ -287,17 +288,194 @@ fn the_command_cannot_reach_the_machine() {
         assert_eq!(seen.code, Some(0), "{seen:?}");
         let lines: Vec<&str> = seen.stdout.split_whitespace().collect();
         let text = lines.join(" ");
-        let (effective, filter) = match runtime {
-            "bwrap" => ("0000000000000000", "0"),
-            _ => ("00000000800405fb", "2"),
+        let effective = match runtime {
+            "bwrap" => "0000000000000000",
+            _ => "00000000800405fb",
         };
         assert!(text.contains(&format!("CapEff: {effective}")), "{seen:?}");
-        assert!(
-            text.contains(&format!("NoNewPrivs: 1 Seccomp: {filter}")),
-            "{seen:?}"
-        );
+        assert!(text.contains("NoNewPrivs: 1 Seccomp: 2"), "{seen:?}");
         assert!(text.contains("no mount 0 no panic"), "{seen:?}");
     });
+}
+
+/// A plain user's container has one user. Programs that give files to others, or become others, are
+/// told that it worked, unless that is not wanted.
+#[test]
+fn other_users_are_pretended_or_refused_for_a_plain_user() {
+    let home = need!(home());
+    let change = "touch /f; chmod 4755 /f; chown 5:6 /f && chown -h 5 /f && chgrp 7 /f";
+    let show = "ls -ln /f | grep -c -e \"-rwsr-xr-x.* 0 *0 \"";
+    for runtime in RUNTIMES {
+        let as_user = |args: &str| run(&home, Who::User, runtime, args);
+        let seen = as_user(&format!("app:1 sh -c '{change}; {show}; id -u'"));
+        assert_eq!(seen.ok(), "1\n0\n", "{runtime}");
+        let seen = as_user(&format!("--other-users refuse app:1 sh -c '{change}'"));
+        assert_eq!(seen.code, Some(1), "{runtime} {seen:?}");
+        assert!(seen.stderr.contains("chown: /f: "), "{runtime} {seen:?}");
+        // Nothing is pretended for a user who is not root inside.
+        if runtime != "runc" {
+            let seen = as_user("-u app app:1 sh -c 'chown 5 /tmp'");
+            assert_eq!(seen.code, Some(1), "{runtime} {seen:?}");
+        }
+        if runtime != "bwrap" {
+            let seen = run(
+                &home,
+                Who::Root,
+                runtime,
+                "app:1 sh -c 'touch /f; chown 5:6 /f; ls -ln /f'",
+            );
+            assert!(seen.ok().contains(" 5 "), "{runtime}");
+        }
+    }
+}
+
+/// Package managers, and tar as root, work in the container of a plain user who has one user ID. The
+/// packages have files of several owners and with set-id bits.
+#[test]
+fn packages_are_installed_by_a_plain_user() {
+    let home = need!(home());
+    need!(has_tools(&["dpkg", "dpkg-deb", "rpm", "rpmbuild", "tar"]));
+    shell(
+        &home,
+        r#"
+        # Programs of this machine with their libraries.
+        add() {
+            for program; do
+                file=$(readlink -f "$(command -v "$program")")
+                rm -f "rootfs/bin/$program"
+                cp "$file" "rootfs/bin/$program"
+                for library in $(ldd "$file" | grep -o '/[^ ]*'); do
+                    mkdir -p "rootfs$(dirname "$library")"
+                    cp -Ln "$library" "rootfs$library"
+                done
+            done
+        }
+        add dpkg dpkg-deb dpkg-split dpkg-query tar rpm
+        for applet in rm diff ldconfig start-stop-daemon ls stat cat; do
+            [ -e rootfs/bin/$applet ] || ln -s busybox rootfs/bin/$applet
+        done
+        mkdir -p rootfs/var/lib/dpkg/info rootfs/var/lib/dpkg/updates rootfs/usr/lib rootfs/var/lib/rpm
+        : > rootfs/var/lib/dpkg/status
+        cp -r /usr/lib/rpm rootfs/usr/lib/
+        printf 'root:x:0:0::/:/bin/sh
+uucp:x:10:11::/:/bin/sh
+' > rootfs/etc/passwd
+        printf 'root:x:0:
+uucp:x:11:
+' > rootfs/etc/group
+
+        mkdir -p tree/opt/here tree/DEBIAN
+        echo data > tree/opt/here/file; echo tool > tree/opt/here/tool; ln -s file tree/opt/here/link
+        chown -h 10:11 tree/opt/here tree/opt/here/file tree/opt/here/link
+        chmod 4755 tree/opt/here/tool
+        printf 'Package: here
+Version: 1
+Architecture: all
+Maintainer: x <x@x>
+Description: x
+'             > tree/DEBIAN/control
+        printf '#!/bin/sh
+set -e
+chown 10:11 /opt/here/tool
+chmod 4755 /opt/here/tool
+'             > tree/DEBIAN/postinst
+        chmod 755 tree/DEBIAN/postinst
+        mkdir in
+        dpkg-deb --build tree in/here.deb >&2
+        tar -C tree -cf in/here.tar --numeric-owner opt
+        cat > here.spec <<'END'
+Name: here
+Version: 1
+Release: 1
+Summary: x
+License: x
+BuildArch: noarch
+%description
+x
+%install
+mkdir -p %{buildroot}/opt/here
+echo data > %{buildroot}/opt/here/file
+echo tool > %{buildroot}/opt/here/tool
+%files
+%attr(0755, uucp, uucp) %dir /opt/here
+%attr(0644, uucp, uucp) /opt/here/file
+%attr(4755, root, root) /opt/here/tool
+END
+        rpmbuild -bb --define "_topdir $PWD/rpm" here.spec >&2
+        cp rpm/RPMS/noarch/here-1-1.noarch.rpm in/here.rpm
+        chmod 755 in
+        "#,
+    );
+    home.run(["import", "-q", "rootfs", "pkg:1"]).ok();
+    home.run(["save", "-q", "-o", "pkg.tar", "pkg:1"]).ok();
+    sh(&home, Who::User, "./unionfs load -q -i pkg.tar").ok();
+    let check = "cat /opt/here/file; ls -ln /opt/here/tool | grep -c -e -rwsr-xr-x";
+    for runtime in RUNTIMES {
+        for install in [
+            "dpkg -i /in/here.deb >&2 && dpkg-query -W -f \"\\${Status}\" here | grep -q \"install ok installed\"",
+            "rpm -i --nodeps /in/here.rpm >&2",
+            "tar -C / -xpf /in/here.tar",
+        ] {
+            let seen = run(
+                &home,
+                Who::User,
+                runtime,
+                &format!("-v ./in:/in:ro pkg:1 sh -c '{install} && {check}'"),
+            );
+            assert_eq!(seen.code, Some(0), "{runtime} {install} {seen:?}");
+            assert_eq!(seen.stdout, "data\n1\n", "{runtime} {install} {seen:?}");
+        }
+    }
+    // Without the pretence they fail, as the kernel answers.
+    let install = "--other-users refuse -v ./in:/in:ro pkg:1 dpkg -i /in/here.deb";
+    let seen = run(&home, Who::User, "crun", install);
+    assert_eq!(seen.code, Some(1), "{seen:?}");
+}
+
+/// The limits are those of the container's cgroup, which is gone afterwards.
+#[test]
+fn limits_hold_where_there_is_a_cgroup() {
+    let home = need!(home());
+    // runc takes both versions of cgroups, and machines with both.
+    let text = "exec ./unionfs run --runtime runc --memory 64m --pids-limit 20 --cpus 0.5 app:1 \
+                sh -c 'echo up; cat; exit 3'";
+    let mut command = home.command("sh");
+    command
+        .args(["-e", "-c", text])
+        .env("TMPDIR", home.path("tmp"));
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut up = [0; 3];
+    child.stdout.take().unwrap().read_exact(&mut up).unwrap();
+    let name = fs::read_dir(home.path("tmp"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    let name = name.file_name().into_string().unwrap();
+    let find = format!("find /sys/fs/cgroup -name '*{name}*' -type d");
+    let of = |files: &str| -> Vec<String> {
+        let text = format!("for dir in $({find}); do cat {files} 2>/dev/null || :; done");
+        shell(&home, &text).lines().map(str::to_owned).collect()
+    };
+    assert!(of("$dir/memory.max $dir/memory.limit_in_bytes").contains(&"67108864".to_owned()));
+    assert_eq!(of("$dir/pids.max"), ["20"]);
+    let processors = of("$dir/cpu.max $dir/cpu.cfs_quota_us").join(" ");
+    assert!(processors.contains("50000"), "{processors:?}");
+    drop(child.stdin.take());
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    assert_eq!(shell(&home, &find), "");
+    for (option, value) in [("--memory", "0"), ("--pids-limit", "0"), ("--cpus", "nan")] {
+        let seen = home.run(["run", option, value, "app:1"]);
+        assert_eq!(seen.code, Some(2), "{seen:?}");
+        let named = seen.stderr.contains(option) && seen.stderr.contains("give a number");
+        assert!(named, "{seen:?}");
+    }
+    let limited = "./unionfs run --runtime bwrap --memory 64m app:1";
+    sh(&home, Who::Root, limited).failed(125, &["install crun or runc"]);
 }
 
 /// Settings of an image are data: none of them adds a mount, a hook or a right, and no symlink leads

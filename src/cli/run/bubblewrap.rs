@@ -1,16 +1,18 @@
 //! The arguments for bubblewrap, where no OCI runtime is installed.
 //!
 //! bubblewrap keeps one user: for a plain user the user of the image, for root root. It gives the
-//! command no capability, no new privileges and no further user namespace.
+//! command no capability, no new privileges and no further user namespace, and the same filter of
+//! system calls as an OCI runtime.
 
+use std::io::{Seek as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::Command;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use rustix::io::FdFlags;
 
 use super::directory::Bundle;
-use super::{Container, Network, Rights, Terminal, spec};
+use super::{Container, Network, Rights, Terminal, seccomp, spec};
 
 /// Adds the arguments. bwrap writes to `about` what it has started.
 pub(super) fn arguments(
@@ -19,6 +21,7 @@ pub(super) fn arguments(
     rights: Rights,
     bundle: &Bundle,
     about: &OwnedFd,
+    filter: Option<&OwnedFd>,
 ) -> anyhow::Result<()> {
     if container.has_limits() {
         bail!("bwrap cannot limit memory, processes and processors: install crun or runc");
@@ -88,8 +91,26 @@ pub(super) fn arguments(
         command.args(["--setenv", name, value]);
     }
     command.args(["--chdir", &container.settings.directory]);
+    match filter {
+        Some(filter) => {
+            rustix::io::fcntl_setfd(filter, FdFlags::empty())?;
+            command.args(["--seccomp", &filter.as_raw_fd().to_string()]);
+        }
+        None => tracing::warn!("bwrap gets no filter of system calls on this architecture"),
+    }
     rustix::io::fcntl_setfd(about, FdFlags::empty())?;
     command.args(["--info-fd", &about.as_raw_fd().to_string(), "--"]);
     command.args(&container.settings.arguments);
     Ok(())
+}
+
+/// Returns the filter of system calls in a file without a name, from its beginning.
+pub(super) fn filter(container: &Container, rights: Rights) -> anyhow::Result<Option<OwnedFd>> {
+    let Some(program) = seccomp::program(container.of_other_users(rights)) else {
+        return Ok(None);
+    };
+    let mut file = tempfile::tempfile().context("cannot make a file for the filter")?;
+    file.write_all(&program)?;
+    file.rewind()?;
+    Ok(Some(file.into()))
 }

@@ -96,7 +96,9 @@ impl Runtime {
             Self::Bubblewrap(program) => {
                 let (read, write) = rustix::pipe::pipe()?;
                 let mut command = Command::new(program);
-                bubblewrap::arguments(&mut command, container, rights, bundle, &write)?;
+                let filter = bubblewrap::filter(container, rights)?;
+                let filter = filter.as_ref();
+                bubblewrap::arguments(&mut command, container, rights, bundle, &write, filter)?;
                 let child = start(&mut command)?;
                 drop(write);
                 let mut about = String::new();

@@ -85,7 +85,7 @@ pub(super) fn of(container: &Container, rights: Rights, rootfs: &Path) -> Value 
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
             "resources": resources(container, rights),
-            "seccomp": seccomp::filter(),
+            "seccomp": seccomp::filter(container.of_other_users(rights)),
         },
     })
 }
