@@ -403,16 +403,11 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
 /// As [`close_range`], for those in the list that /proc has.
 #[allow(unsafe_code)]
 fn close_listed(first: u32, last: u32) -> io::Result<()> {
-    let mut open: Vec<u32> = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.parse().ok());
-        open.push(number.ok_or(io::ErrorKind::InvalidData)?);
-    }
-    open.retain(|number| (first..=last).contains(number));
+    let open = listed(&open_list()?)?.into_iter();
+    let open = open.filter(|fd| (first..=last).contains(&fd.unsigned_abs()));
     for number in open {
         // SAFETY: as in `close_range`. That of the list itself is closed already.
-        unsafe { libc::close(number as RawFd) };
+        unsafe { libc::close(number) };
     }
     Ok(())
 }
