@@ -74,6 +74,11 @@ session:
     cargo build --quiet --bin unionfs --example sample-store
     ci/session.py target/debug/unionfs target/debug/examples/sample-store
 
+# record docs/guide/screens.md, what commands show on a terminal (root, tmux)
+screens:
+    cargo build --bin unionfs --example sample-store
+    ci/screens.py target/debug/unionfs target/debug/examples/sample-store
+
 # compare N random cases of each kind with kernel overlayfs (see tests/parity/random.rs)
 parity N="1000":
     UNIONFS_PARITY_CASES={{N}} cargo test --test parity -- random:: deep::

@@ -1,6 +1,6 @@
 #!/bin/bash
 # fuzz.sh TARGET [SECONDS] : searches for inputs that break one parser, by default for ten minutes.
-# Targets: tar tar_split metadata archive catalog wire options bolt thin_pool. Needs a nightly compiler and
+# Targets: tar tar_split metadata archive catalog wire options bolt thin_pool registries. Needs a nightly compiler and
 # cargo-fuzz. Findings are written to fuzz/artifacts/TARGET, the corpus to fuzz/corpus/TARGET.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -42,7 +42,7 @@ def record(unionfs, sample_store):
         env = dict(
             os.environ,
             PATH=f"{top}/bin:{os.environ['PATH']}",
-            UNIONFS_ROOT=f"{top}/store",
+            UNIONFS_STORE=f"{top}/store",
             UNIONFS_RUNTIME_DIR=f"{top}/run",
         )
         quiet = {"check": True, "env": env, "stdout": subprocess.DEVNULL}

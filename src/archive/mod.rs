@@ -67,5 +67,5 @@ pub use contents::{Contents, Incoming, LayerBlob, Wanted, contents, find, images
 pub use error::{Error, Result};
 pub use import::{Import, fill_from_tar, import};
 pub use load::{Loaded, load, load_contents, take};
-pub use save::{Format, Outgoing, save};
+pub use save::{Format, Outgoing, Repacked, repack, save};
 pub use source::Source;

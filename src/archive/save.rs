@@ -1,4 +1,4 @@
-//! Saves images of any store as an archive: an OCI layout in a tar and, unless only that is wanted,
+//! Saves images of any store, or of another archive ([`repack`]), as an archive: an OCI layout in a tar and, unless only that is wanted,
 //! the manifest of `docker save` beside it, as Docker writes it since version 25.
 //!
 //! Layers are rebuilt from their files and their tar-split, or are the blobs that containerd's
@@ -6,18 +6,31 @@
 //! other bytes is an error that names the damaged file.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tar::{Builder, Header};
 
+use super::blob::{Hashing, Pipeline};
+use super::contents::{Incoming, LayerBlob};
 use super::error::{Error, Result};
-use crate::layer_tar;
+use super::source::Source;
+use crate::layer_tar::{self, Limits};
+use crate::oci::text::excerpt;
 use crate::oci::{Digest, Reference};
 use crate::progress::{Counted, Progress};
 use crate::store::Image;
 use crate::store::image::ImageLayer;
 use crate::store::image_store::Store;
+use crate::store::writable::Staging;
+use crate::sys::interrupt;
+
+/// The number of bytes of a layer that are copied at a time.
+const CHUNK: usize = 256 << 10;
 
 /// The format of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +65,69 @@ impl<'s> Outgoing<'s> {
     }
 }
 
+/// An image of another archive, to be written anew.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Repacked<'s> {
+    /// The archive.
+    pub source: &'s Source,
+    /// The image in it.
+    pub image: &'s Incoming,
+    /// The names of the image in the new archive.
+    pub names: Vec<Reference>,
+    /// The limits of what is expanded.
+    pub limits: Limits,
+}
+
+impl<'s> Repacked<'s> {
+    /// Returns an image of `source` with its names in the new archive.
+    #[must_use]
+    pub fn new(source: &'s Source, image: &'s Incoming, names: Vec<Reference>) -> Self {
+        Self {
+            source,
+            image,
+            names,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Writes an archive of one image of another archive. Its layers are decompressed one by one into a
+/// file of `staging`, and compared with their digests. Otherwise as [`save`].
+///
+/// # Errors
+/// [`Error::Write`] if `out` fails; those of reading the other archive.
+pub fn repack(
+    image: &Repacked<'_>,
+    format: Format,
+    staging: &Staging,
+    out: impl Write,
+    progress: &dyn Fn(Progress<'_, &Digest>),
+) -> Result<()> {
+    let mut archive = Archive {
+        tar: Builder::new(out),
+        written: HashMap::new(),
+        progress,
+    };
+    let mut sizes = Vec::with_capacity(image.image.layers.len());
+    for (diff_id, blob) in image.image.diff_ids.iter().zip(&image.image.layers) {
+        let size = match archive.written.get(diff_id) {
+            Some(size) => *size,
+            None => archive.repacked_layer(image, diff_id, blob, staging)?,
+        };
+        sizes.push((*diff_id, size));
+    }
+    let (mut index, mut docker) = (Vec::new(), Vec::new());
+    archive.described(
+        &sizes,
+        &image.image.config,
+        &image.names,
+        &mut index,
+        &mut docker,
+    )?;
+    archive.finish(&index, docker, format)
+}
+
 /// Writes an archive of images. Nothing is staged: the caller must not give the file its name
 /// before this has succeeded.
 ///
@@ -72,17 +148,7 @@ pub fn save(
     for outgoing in images {
         archive.image(outgoing, &mut index, &mut docker)?;
     }
-    archive.file("oci-layout", &json!({"imageLayoutVersion": "1.0.0"}))?;
-    let media = "application/vnd.oci.image.index.v1+json";
-    archive.file(
-        "index.json",
-        &json!({"schemaVersion": 2, "mediaType": media, "manifests": index}),
-    )?;
-    if format == Format::Docker {
-        archive.file("manifest.json", &Value::Array(docker))?;
-    }
-    let mut out = archive.tar.into_inner().map_err(Error::Write)?;
-    out.flush().map_err(Error::Write)
+    archive.finish(&index, docker, format)
 }
 
 struct Archive<'p, W: Write> {
@@ -111,18 +177,49 @@ impl<W: Write> Archive<'_, W> {
         index: &mut Vec<Value>,
         docker: &mut Vec<Value>,
     ) -> Result<()> {
-        let mut layers = Vec::new();
+        let mut sizes = Vec::new();
         for layer in &outgoing.image.layers {
             let size = match self.written.get(&layer.diff_id) {
                 Some(size) => *size,
                 None => self.layer(outgoing.store, layer)?,
             };
-            layers.push(descriptor("layer.v1.tar", &layer.diff_id, size));
+            sizes.push((layer.diff_id, size));
         }
         let (_, config) = outgoing.store.config_bytes(&outgoing.image.id)?;
-        let config_descriptor =
-            descriptor("config.v1+json", &outgoing.image.id, config.len() as u64);
-        self.blob(&config)?;
+        self.described(&sizes, &config, &outgoing.names, index, docker)
+    }
+
+    /// Writes the index, and for Docker its manifest.
+    fn finish(mut self, index: &[Value], docker: Vec<Value>, format: Format) -> Result<()> {
+        self.file("oci-layout", &json!({"imageLayoutVersion": "1.0.0"}))?;
+        let media = "application/vnd.oci.image.index.v1+json";
+        self.file(
+            "index.json",
+            &json!({"schemaVersion": 2, "mediaType": media, "manifests": index}),
+        )?;
+        if format == Format::Docker {
+            self.file("manifest.json", &Value::Array(docker))?;
+        }
+        let mut out = self.tar.into_inner().map_err(Error::Write)?;
+        out.flush().map_err(Error::Write)
+    }
+
+    /// Writes the configuration and the manifest of an image whose layers (with their lengths) are
+    /// written, and adds it to the lists.
+    fn described(
+        &mut self,
+        layers: &[(Digest, u64)],
+        config: &[u8],
+        names: &[Reference],
+        index: &mut Vec<Value>,
+        docker: &mut Vec<Value>,
+    ) -> Result<()> {
+        let id = self.blob(config)?;
+        let config_descriptor = descriptor("config.v1+json", &id, config.len() as u64);
+        let paths: Vec<String> = layers.iter().map(|(layer, _)| path(layer)).collect();
+        let layers: Vec<Value> = (layers.iter())
+            .map(|(layer, size)| descriptor("layer.v1.tar", layer, *size))
+            .collect();
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -132,25 +229,19 @@ impl<W: Write> Archive<'_, W> {
         let manifest = manifest.to_string().into_bytes();
         let digest = self.blob(&manifest)?;
         let mut entry = descriptor("manifest.v1+json", &digest, manifest.len() as u64);
-        for name in &outgoing.names {
+        for name in names {
             entry["annotations"] = json!({
                 "io.containerd.image.name": name.to_string(),
                 "org.opencontainers.image.ref.name": name.tag().unwrap_or("latest"),
             });
             index.push(entry.clone());
         }
-        if outgoing.names.is_empty() {
+        if names.is_empty() {
             index.push(entry);
         }
-        let tags: Vec<String> = outgoing.names.iter().map(Reference::key).collect();
-        let paths: Vec<String> = outgoing
-            .image
-            .layers
-            .iter()
-            .map(|l| path(&l.diff_id))
-            .collect();
+        let tags: Vec<String> = names.iter().map(Reference::key).collect();
         docker.push(json!({
-            "Config": path(&outgoing.image.id),
+            "Config": path(&id),
             "RepoTags": if tags.is_empty() { Value::Null } else { json!(tags) },
             "Layers": paths,
         }));
@@ -196,6 +287,29 @@ impl<W: Write> Archive<'_, W> {
         Ok(())
     }
 
+    /// Adds a layer of another archive; returns the length of its tar.
+    fn repacked_layer(
+        &mut self,
+        image: &Repacked<'_>,
+        diff_id: &Digest,
+        blob: &LayerBlob,
+        staging: &Staging,
+    ) -> Result<u64> {
+        let file = staging.file()?;
+        let size = expand(image, diff_id, blob, &file, self.progress)?;
+        let mut staged = &file;
+        io::Seek::rewind(&mut staged).map_err(Error::Write)?;
+        self.header(&path(diff_id), size)?;
+        self.content(size, |out| {
+            let copied = io::copy(&mut io::Read::take(staged, size), out);
+            copied.map_err(Error::Write).map(drop)
+        })?;
+        staging.done_with(file);
+        (self.progress)(Progress::Done { item: diff_id });
+        self.written.insert(*diff_id, size);
+        Ok(size)
+    }
+
     /// Adds a layer's tar; returns its length.
     fn layer(&mut self, store: &Store, layer: &ImageLayer) -> Result<u64> {
         let item = &layer.diff_id;
@@ -228,4 +342,83 @@ impl<W: Write> Archive<'_, W> {
         self.written.insert(*item, size);
         Ok(size)
     }
+}
+
+/// Decompresses a layer's blob into a file, and compares both digests. Returns the length of the tar.
+fn expand(
+    image: &Repacked<'_>,
+    diff_id: &Digest,
+    blob: &LayerBlob,
+    file: &File,
+    progress: &dyn Fn(Progress<'_, &Digest>),
+) -> Result<u64> {
+    let source = image.source;
+    let shown = || excerpt(blob.path.as_bytes());
+    let entry = source.open_entry(&blob.path)?;
+    let entry = entry.ok_or_else(|| Error::Missing {
+        archive: source.name().to_owned(),
+        entry: shown(),
+    })?;
+    let bytes = entry.len();
+    if blob.size.is_some_and(|declared| declared != bytes) {
+        let what = format!("{bytes} bytes, not the {} declared", blob.size.unwrap_or(0));
+        return Err(Error::entry(source.name(), &shown(), what));
+    }
+    progress(Progress::Begin {
+        item: diff_id,
+        size: bytes,
+        have: 0,
+    });
+    let failed = |error| Error::read(source.name(), error);
+    let hashing = match &blob.digest {
+        None => Hashing::No,
+        Some(digest) if digest == diff_id => Hashing::Compressed,
+        Some(_) => Hashing::Yes,
+    };
+    let read = Arc::new(AtomicU64::new(0));
+    let passed = {
+        let read = Arc::clone(&read);
+        move |bytes| {
+            read.fetch_add(bytes, Ordering::Relaxed);
+        }
+    };
+    let mut pipeline = Pipeline::start(entry, hashing, passed).map_err(failed)?;
+    let (mut hash, mut size, mut out) = (Sha256::new(), 0u64, file);
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        interrupt::check().map_err(|error| failed(error.into()))?;
+        let got = io::Read::read(&mut pipeline, &mut buffer).map_err(failed)?;
+        if got == 0 {
+            break;
+        }
+        size += got as u64;
+        if size > image.limits.bytes {
+            let what = format!("expands to more than {} bytes", image.limits.bytes);
+            return Err(Error::entry(source.name(), &shown(), what));
+        }
+        hash.update(&buffer[..got]);
+        out.write_all(&buffer[..got]).map_err(Error::Write)?;
+        progress(Progress::Advance {
+            item: diff_id,
+            count: read.swap(0, Ordering::Relaxed),
+        });
+    }
+    let of_blob = pipeline.finish().map_err(failed)?;
+    let compared = [
+        (Some(*diff_id), Some(Digest::from_hash(hash))),
+        (blob.digest, of_blob),
+    ];
+    for pair in compared {
+        if let (Some(expected), Some(actual)) = pair
+            && expected != actual
+        {
+            return Err(Error::Digest {
+                archive: source.name().to_owned(),
+                entry: shown(),
+                expected,
+                actual,
+            });
+        }
+    }
+    Ok(size)
 }

@@ -23,7 +23,7 @@ use super::command_sandbox::{Cage, Input, SandboxArgs};
 use super::confined_queries::ask;
 use super::error::Usage;
 use super::progress::{Items, verb};
-use super::{own_store, warn};
+use super::{own_store, short_names, warn};
 use unionfs::archive::{self, Source};
 use unionfs::layer_tar::Limits;
 use unionfs::oci::Digest;
@@ -79,6 +79,9 @@ pub(super) fn resolve<'t>(
     root: Option<&Path>,
 ) -> anyhow::Result<Cow<'t, str>> {
     let taken = take_in(image, sandbox.mode()?, root, None)?;
+    if taken.is_none() {
+        short_names::learn(image);
+    }
     Ok(taken.map_or(Cow::Borrowed(image), |taken| taken.id.to_string().into()))
 }
 
@@ -114,7 +117,7 @@ pub(super) fn take_in(
         let text = format!("--root names a store and {image:?} an archive: leave one of them out");
         return Err(Usage(text).into());
     }
-    let own = own_store::open(None)?;
+    let own = own_store::open()?;
     let own_root: PathBuf = own.root().to_owned();
     // The copy of this process takes it, and this process keeps it.
     let lease = own.lease()?;

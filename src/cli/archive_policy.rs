@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
+use super::policy_args;
 use unionfs::archive::Source;
-use unionfs::registry::ConfigurationFiles;
 
 /// skopeo's names of the kinds.
 const TRANSPORTS: [&str; 4] = ["docker-archive", "oci-archive", "oci", "dir"];
@@ -16,7 +16,7 @@ pub(super) struct Verdicts(Vec<(&'static str, Option<String>)>);
 impl Verdicts {
     /// Reads the policy for the archive at `path`; `None` stands for standard input.
     pub(super) fn of(path: Option<&Path>) -> Self {
-        let files = ConfigurationFiles::of_user();
+        let files = policy_args::configuration();
         let path = path.unwrap_or(Path::new("-"));
         let full = path.canonicalize();
         let path = full.as_deref().unwrap_or(path);

@@ -289,7 +289,7 @@ impl Cage {
     /// Allows reading the own store, if it exists. Returns its root.
     pub(super) fn read_own(&mut self, root: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
         self.require(self.reach.own, Use::Read, "our own store")?;
-        let Some(store) = own_store::existing(root)? else {
+        let Some(store) = own_store::looked_at(root)? else {
             return Ok(None);
         };
         self.read_store(store.root())?;

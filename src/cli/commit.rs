@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let name = own_store::new_name(&args.image)?;
     let mut cage = args.sandbox.cage("commit")?;
     // This happens before stores are searched: the own store may be the first.
-    let store = own_store::open_to_write(root)?;
+    let store = own_store::open()?;
     let places = cage.stores_of_containers(root, &[])?;
     let outside = Outside::start(None, Some(&places)).context("cannot start a process")?;
     let store = cage.enter_to_take_in(store)?;

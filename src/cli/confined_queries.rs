@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use super::error::{self, NotUnpacked, Relayed};
+use super::error::{self, NotUnpacked, Relayed, UnknownImage};
 use unionfs::catalog::directory;
 use unionfs::image_mounts::ImageCatalogs;
 use unionfs::sandbox::Mode;
@@ -24,6 +24,9 @@ const ANSWERED: u8 = 0;
 
 /// The code for a failure by [`NotUnpacked`]. No command exits with it.
 const NOT_UNPACKED: u8 = 255;
+
+/// The code for a failure by [`UnknownImage`]. No command exits with it.
+const UNKNOWN_IMAGE: u8 = 254;
 
 /// The maximum number of other stores below the read-write layers of ours.
 const MAX_SOURCES: usize = 64;
@@ -64,14 +67,15 @@ pub(super) fn ask(
         Some((&ANSWERED, answer)) => Ok(answer.to_vec()),
         Some((&code, message)) => {
             let message = super::output::one_line(&String::from_utf8_lossy(message));
-            match code {
-                NOT_UNPACKED => Err(NotUnpacked(Relayed {
-                    code: error::FAILURE,
-                    message,
-                })
-                .into()),
-                code => Err(Relayed { message, code }.into()),
-            }
+            let failed = |message| Relayed {
+                code: error::FAILURE,
+                message,
+            };
+            Err(match code {
+                NOT_UNPACKED => NotUnpacked(failed(message)).into(),
+                UNKNOWN_IMAGE => UnknownImage(failed(message)).into(),
+                code => Relayed { message, code }.into(),
+            })
         }
         None => anyhow::bail!("the process that looks into the store has ended"),
     }
@@ -80,6 +84,8 @@ pub(super) fn ask(
 fn code(error: &anyhow::Error) -> u8 {
     if error::is_not_unpacked(error) {
         NOT_UNPACKED
+    } else if error::is_unknown_image(error) {
+        UNKNOWN_IMAGE
     } else {
         error::exit_code(error)
     }

@@ -1,23 +1,25 @@
 //! `unionfs copy` copies images between registries, layouts, archives and stores, in skopeo's spelling.
 //!
-//! Between registries, layouts and `dir:` directories the bytes are copied as they are. To and from
-//! stores, `pull`, `push`, `load` and `save` do the work.
+//! Between registries, layouts and `dir:` directories the bytes are copied as they are. Into stores,
+//! `pull` and `load` do the work, and `push` from stores to registries. All other ways of images of stores
+//! and of Docker's archives lead through a layout in a file without a name (`copy_staged`): the
+//! destination gets nothing before that is complete.
 
+use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 
-use super::archive_policy::Verdicts;
-use super::command_sandbox::{Cage, Input, SandboxArgs};
+use super::command_sandbox::SandboxArgs;
+use super::copy_source::OpenedSource;
+use super::copy_staged;
 use super::error::Usage;
 use super::output::{print, print_json};
 use super::output_file::Output;
+use super::own_store;
 use super::progress::{Json, ProgressArgs, verb};
 use super::registry_args::{Connection, Credentials, at_once};
-use super::{own_store, remote_names};
-use unionfs::archive::Source;
-use unionfs::layer_tar::Limits;
-use unionfs::oci::{Digest, Platform, Reference};
+use unionfs::oci::{Digest, Platform};
 use unionfs::progress::Progress;
-use unionfs::registry::{Access, Copied, CopyFrom, CopyImages, CopyTo, PARALLEL, Purpose, copy};
+use unionfs::registry::{Copied, CopyImages, CopyTo, PARALLEL, Purpose, copy};
 use unionfs::store::writable::Staging;
 use unionfs::sys::walk::{self, Trust};
 
@@ -25,44 +27,48 @@ use unionfs::sys::walk::{self, Trust};
 ///
 /// Source and destination are written as for skopeo: docker://NAME is an image of a registry, oci:DIR[:TAG]
 /// and oci-archive:FILE[:TAG] are OCI layouts, dir:DIR is a directory of skopeo, docker-archive:FILE is an
-/// archive of Docker, and a plain NAME is an image of a store (the destination is the own store). Between
-/// registries, layouts and directories nothing is unpacked, and digests stay; but in a layout, manifests of
-/// Docker become those of OCI, with other digests.
+/// archive of Docker, and a plain NAME is an image of a store (the destination is the own store);
+/// containers-storage:NAME and docker-daemon:NAME are images of the stores of podman and Docker, which are
+/// only read. Each kind can be copied to each other. Between registries, layouts and directories nothing is
+/// unpacked, and digests stay; but in a layout, manifests of Docker become those of OCI, with other
+/// digests. Layers from stores and archives of Docker are not compressed, except on the way to a registry.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs copy --all docker://debian:12 docker://registry.example.org/mirror/debian:12
   unionfs copy docker://debian:12 oci:layout:bookworm
   unionfs copy --all oci-archive:app.tar docker://localhost:5000/app:1
+  unionfs copy docker://debian:12 docker-archive:debian.tar
+  unionfs copy myapp:2 oci:layout:v2
   unionfs copy myapp:2 docker://localhost:5000/myapp:2")]
 pub(super) struct Args {
     /// The image
-    source: String,
+    pub(super) source: String,
     /// Its new place
-    destination: String,
+    pub(super) destination: String,
     /// Copy all images of an index, and the index [default: the image for this machine]
     #[arg(long, short = 'a')]
-    all: bool,
+    pub(super) all: bool,
     /// Copy the image for this platform: os/architecture[/variant]
     #[arg(long, value_name = "PLATFORM", value_parser = own_store::platform, conflicts_with = "all")]
-    platform: Option<Platform>,
+    pub(super) platform: Option<Platform>,
     #[command(flatten)]
-    logins: Logins,
+    pub(super) logins: Logins,
     /// Number of blobs that are transferred at the same time
     #[arg(long, value_name = "N", default_value_t = PARALLEL, value_parser = at_once)]
-    parallel: usize,
+    pub(super) parallel: usize,
     #[command(flatten)]
-    progress: ProgressArgs,
+    pub(super) progress: ProgressArgs,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(super) sandbox: SandboxArgs,
 }
 
 /// How the registries of both ends are reached.
 #[derive(Debug, clap::Args)]
-struct Logins {
+pub(super) struct Logins {
     /// Use this file of logins, and no other
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
@@ -93,7 +99,7 @@ struct Logins {
 }
 
 impl Logins {
-    fn source(&self) -> Credentials {
+    pub(super) fn source(&self) -> Credentials {
         Credentials {
             connection: Connection {
                 plain_http: false,
@@ -120,7 +126,7 @@ impl Logins {
 
 /// One end of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End<'t> {
+pub(super) enum End<'t> {
     Registry(&'t str),
     Layout(&'t str, Option<&'t str>),
     LayoutArchive(&'t str, Option<&'t str>),
@@ -146,7 +152,8 @@ impl<'t> End<'t> {
             "oci-archive" => Self::LayoutArchive(path, tag),
             "dir" => Self::Dir(rest),
             "docker-archive" => Self::DockerArchive(path, tag),
-            "containers-storage" | "docker-daemon" => Self::Store(rest),
+            // The kind says in which stores the name is searched.
+            "containers-storage" | "docker-daemon" => Self::Store(text),
             _ => Self::Store(text),
         };
         if rest.is_empty() {
@@ -156,11 +163,11 @@ impl<'t> End<'t> {
     }
 
     /// Returns the path and the tag of an archive or directory.
-    fn place(self) -> Option<(&'t Path, Option<&'t str>)> {
+    pub(super) fn place(self) -> Option<(&'t Path, Option<&'t str>)> {
         match self {
-            Self::Layout(path, tag) | Self::LayoutArchive(path, tag) => {
-                Some((Path::new(path), tag))
-            }
+            Self::Layout(path, tag)
+            | Self::LayoutArchive(path, tag)
+            | Self::DockerArchive(path, tag) => Some((Path::new(path), tag)),
             Self::Dir(path) => Some((Path::new(path), None)),
             _ => None,
         }
@@ -176,22 +183,23 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         let text = "unionfs only reads the stores of podman and Docker: give a plain name, for the own store";
         return Err(Usage(text.to_owned()).into());
     }
+    let is_single = |end: End<'_>| matches!(end, End::Store(_) | End::DockerArchive(..));
+    if args.all && (is_single(from) || is_single(to)) {
+        let text = "stores and archives of Docker have single images, no index: leave --all out, or copy \
+                    between registries, layouts and directories";
+        return Err(Usage(text.to_owned()).into());
+    }
     match (from, to) {
-        (End::Store(_) | End::DockerArchive(..), _)
-        | (_, End::Store(_) | End::DockerArchive(..)) => {
+        (End::Store(image), End::Store(new)) => copy_staged::between_stores(args, image, new, root),
+        (End::Store(_) | End::DockerArchive(..), End::Registry(_)) | (_, End::Store(_)) => {
             super::again(through_store(args, from, to)?, root)
         }
-        _ => bytes(args, from, to),
+        _ => bytes(args, from, to, root),
     }
 }
 
-/// Returns the command that copies to or from a store.
+/// Returns the command that copies to a store, or from one to a registry.
 fn through_store(args: &Args, from: End<'_>, to: End<'_>) -> Result<Vec<String>, Usage> {
-    if args.all {
-        let text = "a store has single images, no index: leave --all out, or copy between registries and \
-                    layouts";
-        return Err(Usage(text.to_owned()));
-    }
     let (source, destination) = (args.source.as_str(), args.destination.as_str());
     for end in [from, to] {
         // It would become an option.
@@ -229,23 +237,9 @@ fn through_store(args: &Args, from: End<'_>, to: End<'_>) -> Result<Vec<String>,
             words.extend(args.logins.destination().words());
             words
         }
-        (End::Store(_) | End::DockerArchive(..), End::LayoutArchive(path, None)) => {
-            let output = format!("-o{path}");
-            vec![
-                "save".to_owned(),
-                source.to_owned(),
-                "--format=oci".to_owned(),
-                output,
-            ]
-        }
-        (End::Store(_), End::DockerArchive(path, None)) => {
-            vec!["save".to_owned(), source.to_owned(), format!("-o{path}")]
-        }
         _ => {
-            return Err(Usage(format!(
-                "copy cannot go from {source:?} to {destination:?} at once: copy into the own store first \
-                 (a plain name), or to oci-archive:FILE without a tag"
-            )));
+            let text = format!("no command copies from {source:?} to {destination:?}");
+            return Err(Usage(text));
         }
     };
     let platform = args
@@ -254,28 +248,40 @@ fn through_store(args: &Args, from: End<'_>, to: End<'_>) -> Result<Vec<String>,
         .map(|one| format!("--platform={one}"));
     let takes_it = matches!(words.first().map(String::as_str), Some("pull" | "load"));
     words.extend(platform.filter(|_| takes_it));
-    let saves = words.first().is_some_and(|word| word == "save");
     words.extend(args.progress.word());
-    words.extend((args.json && !saves).then(|| "--json".to_owned()));
+    words.extend(args.json.then(|| "--json".to_owned()));
     words.extend(args.sandbox.word());
     Ok(words)
 }
 
-/// Copies without a store.
-fn bytes(args: &Args, from: End<'_>, to: End<'_>) -> anyhow::Result<()> {
+/// What a copy has made.
+enum Done {
+    Copied(Copied),
+    /// The ID of the image in an archive of Docker.
+    Archived(Digest),
+}
+
+/// Copies without `pull`, `load` and `push`.
+fn bytes(args: &Args, from: End<'_>, to: End<'_>, root: Option<&Path>) -> anyhow::Result<()> {
     let mut cage = args.sandbox.cage("copy")?.moves_images();
-    // One file more: for an archive that is compressed.
-    let staging = Staging::of_files(args.parallel + 1)?;
-    let source = OpenedSource::open(args, from, &mut cage)?;
+    // The others: for an archive that is compressed, for a layout on the way from a store or archive of
+    // Docker, for one on the way to such an archive, and for a layer.
+    let staging = Staging::of_files(args.parallel + 4)?;
+    let source = OpenedSource::open(args, from, &mut cage, root)?;
     let output = match to {
-        End::LayoutArchive(path, _) => Some(Output::open(Path::new(path), None)?),
+        End::LayoutArchive(path, _) | End::DockerArchive(path, _) => {
+            Some(Output::open(Path::new(path), None)?)
+        }
         _ => None,
     };
     let folder = match to {
-        End::Layout(..) | End::Dir(_) => to.place().map(|(path, _)| cage.directory_to_fill(path)),
+        End::Layout(path, _) | End::Dir(path) => Some(cage.directory_to_fill(Path::new(path))?),
         _ => None,
     };
-    let folder = folder.transpose()?;
+    let name = match to {
+        End::DockerArchive(_, Some(name)) => Some(own_store::new_name(name)?),
+        _ => None,
+    };
     let registry = match to {
         End::Registry(name) => {
             let name = own_store::new_name(name)?;
@@ -287,12 +293,11 @@ fn bytes(args: &Args, from: End<'_>, to: End<'_>) -> anyhow::Result<()> {
     };
     cage.talk()?;
     cage.enter()?;
-    let archive = source.read(&staging)?;
     let items = args
         .progress
         .items_beside(Json::of(args.json), verb("copying", "copied"));
     let show = |step: Progress<'_, &Digest>| items.show(step);
-    let tag = to.place().and_then(|(_, tag)| tag);
+    let archive = source.read(&staging, &show)?;
     let dir = folder.map(|path| walk::open_directory(&path, Trust::of_root()));
     let dir = dir.transpose()?;
     let images = match (&args.platform, args.all) {
@@ -304,92 +309,52 @@ fn bytes(args: &Args, from: End<'_>, to: End<'_>) -> anyhow::Result<()> {
         let from = source.from(archive.as_ref())?;
         Ok(copy(from, to, &images, (&staging, args.parallel), &show)?)
     };
-    let mut copied = None;
+    let tag = to.place().and_then(|(_, tag)| tag);
+    let mut done = None;
     match (to, &registry, &dir, output) {
-        (_, Some((name, access)), _, _) => copied = Some(run(CopyTo::Registry(name, access))?),
-        (End::Dir(_), _, Some(dir), _) => copied = Some(run(CopyTo::Dir(dir))?),
-        (_, _, Some(dir), _) => copied = Some(run(CopyTo::Layout(dir, tag))?),
+        (_, Some((name, access)), _, _) => {
+            done = Some(Done::Copied(run(CopyTo::Registry(name, access))?));
+        }
+        (End::Dir(_), _, Some(dir), _) => done = Some(Done::Copied(run(CopyTo::Dir(dir))?)),
+        (_, _, Some(dir), _) => done = Some(Done::Copied(run(CopyTo::Layout(dir, tag))?)),
+        (End::DockerArchive(..), _, None, Some(output)) => {
+            // A registry's image is staged as a layout.
+            let staged = match &archive {
+                Some(_) => None,
+                None => {
+                    let file = staging.file()?;
+                    run(CopyTo::LayoutArchive(Box::new(&file), None))?;
+                    Some(copy_staged::layout(file, &args.source, &staging)?)
+                }
+            };
+            let image = staged.as_ref().or(archive.as_ref());
+            let image = image.context("nothing was read")?;
+            let image = source.image(image, args.platform.as_ref(), name)?;
+            done = Some(Done::Archived(Digest::of(&image.image.config)));
+            output.write(|out| Ok(image.write(&staging, out, &show)?))?;
+        }
         (_, _, None, Some(output)) => output.write(|out| {
-            copied = Some(run(CopyTo::LayoutArchive(Box::new(out), tag))?);
+            done = Some(Done::Copied(run(CopyTo::LayoutArchive(
+                Box::new(out),
+                tag,
+            ))?));
             Ok(())
         })?,
         _ => {}
     }
-    let Some(copied) = copied else {
-        anyhow::bail!("nothing was copied");
+    let (label, digest) = match &done {
+        Some(Done::Copied(copied)) if args.json => return print_json(copied),
+        Some(Done::Copied(copied)) => ("Digest", copied.digest),
+        Some(Done::Archived(id)) if args.json => {
+            return print_json(&serde_json::json!({ "id": id }));
+        }
+        Some(Done::Archived(id)) => ("ID", *id),
+        None => anyhow::bail!("nothing was copied"),
     };
-    if args.json {
-        return print_json(&copied);
-    }
     print(&format!(
-        "Digest: {}\nCopied: {}\n",
-        copied.digest, args.destination
+        "{label}: {digest}\nCopied: {}\n",
+        args.destination
     ))
-}
-
-/// The source of a copy, before the sandbox is entered.
-enum OpenedSource<'t> {
-    Registry(Box<(Reference, Access)>),
-    Archive {
-        end: End<'t>,
-        input: std::cell::RefCell<Option<Input>>,
-        verdicts: Verdicts,
-    },
-}
-
-impl<'t> OpenedSource<'t> {
-    fn open(args: &Args, from: End<'t>, cage: &mut Cage) -> anyhow::Result<Self> {
-        if let End::Registry(text) = from {
-            let mut access = args.logins.source().access()?;
-            let name = remote_names::only(&access, text)?;
-            access.look_up(&name, Purpose::Pull)?;
-            return Ok(Self::Registry((name, access).into()));
-        }
-        let (path, _) = from.place().unwrap_or((Path::new(""), None));
-        Ok(Self::Archive {
-            end: from,
-            input: Some(Input::of(cage, Some(path), "")?).into(),
-            verdicts: Verdicts::of(Some(path)),
-        })
-    }
-
-    /// Opens an archive, inside of the sandbox.
-    fn read(&self, staging: &Staging) -> anyhow::Result<Option<Source>> {
-        let Self::Archive {
-            end,
-            input,
-            verdicts,
-        } = self
-        else {
-            return Ok(None);
-        };
-        let (path, _) = end.place().unwrap_or((Path::new(""), None));
-        let limit = Limits::default().bytes;
-        let source = match input.take() {
-            Some(Input::At(place)) => Source::open_as(&place, path, staging, limit)?,
-            Some(Input::Open(file)) => Source::of_file(file, path, staging, limit)?,
-            _ => anyhow::bail!("an archive that is named is not standard input"),
-        };
-        verdicts.require(&source)?;
-        Ok(Some(source))
-    }
-
-    fn from<'c>(&'c self, archive: Option<&'c Source>) -> anyhow::Result<CopyFrom<'c>> {
-        match (self, archive) {
-            (Self::Registry(both), _) => Ok(CopyFrom::Registry(&both.0, &both.1)),
-            (
-                Self::Archive {
-                    end: End::Dir(_), ..
-                },
-                Some(source),
-            ) => Ok(CopyFrom::Dir(source)),
-            (Self::Archive { end, .. }, Some(source)) => {
-                let tag = end.place().and_then(|(_, tag)| tag);
-                Ok(CopyFrom::Layout(source, tag))
-            }
-            (Self::Archive { .. }, None) => anyhow::bail!("the archive is not open"),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -407,7 +372,10 @@ mod tests {
                 "docker-archive:a.tar:app:1",
                 End::DockerArchive("a.tar", Some("app:1")),
             ),
-            ("containers-storage:app:1", End::Store("app:1")),
+            (
+                "containers-storage:app:1",
+                End::Store("containers-storage:app:1"),
+            ),
             ("app:1", End::Store("app:1")),
             ("localhost:5000/app", End::Store("localhost:5000/app")),
         ] {

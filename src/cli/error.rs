@@ -57,6 +57,27 @@ impl fmt::Display for NotUnpacked {
 
 impl std::error::Error for NotUnpacked {}
 
+/// As [`NotUnpacked`], that no image has a name.
+#[derive(Debug)]
+pub(super) struct UnknownImage(pub(super) Relayed);
+
+impl fmt::Display for UnknownImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for UnknownImage {}
+
+/// Whether the error is that no image has a name.
+pub(super) fn is_unknown_image(error: &anyhow::Error) -> bool {
+    let of_store = error.downcast_ref::<store::Error>();
+    matches!(
+        of_store,
+        Some(store::Error::UnknownImage { .. } | store::Error::NoRepositories { .. })
+    ) || error.is::<UnknownImage>()
+}
+
 /// Whether the error is that an image is not unpacked.
 pub(super) fn is_not_unpacked(error: &anyhow::Error) -> bool {
     let of_store = error.downcast_ref::<store::Error>();

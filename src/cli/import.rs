@@ -54,6 +54,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    own_store::is_named_by_store("import", root)?;
     let name = own_store::new_name(&args.image)?;
     let from = if args.rootfs == Path::new("-") {
         "standard input".to_owned()
@@ -67,7 +68,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut import = Import::new(&from, &derivation);
     import.name = Some(&name);
     let mut cage = args.sandbox.cage("import")?;
-    let store = own_store::open(root)?;
+    let store = own_store::open()?;
     let typed = "a tar is not typed: give a file or a pipe";
     let input = Input::of(&mut cage, Some(&args.rootfs), typed)?;
     let store = cage.enter_to_take_in(store)?;

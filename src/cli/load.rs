@@ -70,6 +70,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    own_store::is_named_by_store("load", root)?;
     let names = args.tag.iter().map(|name| own_store::new_name(name));
     let names = names.collect::<anyhow::Result<Vec<_>>>()?;
     let mut paths: Vec<Option<&Path>> = args.archives.iter().map(|path| Some(&**path)).collect();
@@ -77,7 +78,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         paths.push(args.input.as_deref());
     }
     let mut cage = args.sandbox.cage("load")?;
-    let store = own_store::open(root)?;
+    let store = own_store::open()?;
     let typed = "an archive is not typed: give -i ARCHIVE or a pipe";
     let mut inputs = Vec::with_capacity(paths.len());
     for path in paths {

@@ -16,6 +16,7 @@ use std::sync::OnceLock;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser as _};
 use fuse_overlayfs_args::Persona;
+use policy_args::PolicyArgs;
 use unionfs::store::discovery::Environment;
 
 mod aliases;
@@ -29,6 +30,8 @@ mod commit;
 mod completions;
 mod confined_queries;
 mod copy;
+mod copy_source;
+mod copy_staged;
 mod cp;
 mod cp_target;
 mod delete;
@@ -77,6 +80,7 @@ mod output_file;
 mod outside_helper;
 mod own_store;
 mod owner_options;
+mod policy_args;
 mod pool;
 mod progress;
 mod prune;
@@ -93,6 +97,7 @@ mod run;
 mod sandbox_access;
 mod save;
 mod service_manager;
+mod short_names;
 mod squash;
 mod stats;
 mod sync;
@@ -124,26 +129,29 @@ Examples:
 
 Exit codes: 0 success, 1 failure (one line on stderr gives the reason), 2 wrong usage, 3 a mount does
 not answer.
-Environment: UNIONFS_ROOT (the store that unionfs writes to), UNIONFS_RUNTIME_DIR (records of
+Environment: UNIONFS_STORE (the store that unionfs writes to, as --store; UNIONFS_ROOT is its older
+name), UNIONFS_RUNTIME_DIR (records of
 mounts), UNIONFS_TIMEOUT (seconds to wait for a mount, default 5), UNIONFS_LOG (log filter, such as
 debug), UNIONFS_SANDBOX (auto, strict or off, for commands with --sandbox)."
 )]
 struct Cli {
-    /// Search for images only in the store at DIR [default: $UNIONFS_ROOT or /var/lib/unionfs, then
-    /// the stores of Docker and podman]
+    /// Look for images only in the store at DIR; nothing is written there [default: the store of
+    /// --store, then those of Docker, podman and containerd]
     #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
     /// Search for containers of podman's transient stores in the run root DIR, which belongs to the store
     /// of --root [default: that of storage.conf, else podman's default]
     #[arg(long, value_name = "DIR", global = true)]
     runroot: Option<PathBuf>,
-    /// Write to the store at DIR [default: $UNIONFS_ROOT or /var/lib/unionfs; for load, import, pull,
-    /// tag, rmi, rm and prune that of --root]
+    /// Write to the store at DIR, and look there first [default: $UNIONFS_STORE, $UNIONFS_ROOT or
+    /// /var/lib/unionfs; for a plain user ~/.local/share/unionfs]
     #[arg(long, value_name = "DIR", global = true)]
     store: Option<PathBuf>,
     /// Search only this namespace of containerd's stores [default: $CONTAINERD_NAMESPACE, else all]
     #[arg(long, value_name = "NAME", global = true)]
     namespace: Option<String>,
+    #[command(flatten)]
+    policy: PolicyArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -161,6 +169,8 @@ struct OnlyMount {
     store: Option<PathBuf>,
     #[arg(long, value_name = "NAME", global = true)]
     namespace: Option<String>,
+    #[command(flatten)]
+    policy: PolicyArgs,
     #[command(subcommand)]
     command: MountCommand,
 }
@@ -264,6 +274,7 @@ fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
             runroot: only.runroot,
             store: only.store,
             namespace: only.namespace,
+            policy: only.policy,
             command: Command::Mount(args),
         });
     }
@@ -296,6 +307,7 @@ fn environment() -> Environment {
         environment.unionfs_root = Some(store.into());
     }
     environment.run_root = RUN_ROOT.get().cloned();
+    environment.short_names = short_names::all();
     if let Some(name) = NAMESPACE.get() {
         environment.containerd_namespace = Some(name.into());
     }
@@ -312,6 +324,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if let Some(store) = cli.store {
         STORE.get_or_init(|| std::path::absolute(&store).unwrap_or(store));
     }
+    cli.policy.apply()?;
     let root = cli.root.as_deref();
     match cli.command {
         Command::Mount(args) => mount::run(args, root),

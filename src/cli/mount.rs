@@ -235,7 +235,7 @@ fn planned(args: Args, plan: Plan, root: Option<&Path>) -> anyhow::Result<Reques
     }
     // A process that holds the lock for readers must not wait for the store.
     let lock = match args.name {
-        Some(_) => Some(own_store::lock(&own_store::open(None)?)?.into_lock()),
+        Some(_) => Some(own_store::lock(&own_store::open()?)?.into_lock()),
         None => None,
     };
     let taken = match &image {

@@ -12,13 +12,13 @@ use anyhow::{Context as _, ensure};
 use super::command_sandbox::find_places;
 use super::confined_queries::{ask, sources};
 use super::environment;
-use super::error::is_not_unpacked;
+use super::error::{is_not_unpacked, is_unknown_image};
 use super::lookup_answer::{self, Found};
 use super::mount_upper::Fresh;
 use super::options::MountOptions;
 use super::pool::PoolArgs;
 use super::progress::{Items, verb};
-use super::{catalog, command_sandbox, named_layers, output, own_store};
+use super::{catalog, command_sandbox, named_layers, output, own_store, short_names};
 use unionfs::catalog::{Label, directory};
 use unionfs::image_mounts::label_of_image;
 use unionfs::layer::StackSpec;
@@ -58,7 +58,15 @@ pub(super) fn look_up(
     asked: &Asked<'_>,
     root: Option<&Path>,
 ) -> anyhow::Result<(ToMount, Vec<File>)> {
-    let error = match look_up_once(asked, root) {
+    let mut found = look_up_once(asked, root);
+    // The configuration of registries is read only if the name itself does not exist.
+    if let (Err(error), Some(image)) = (&found, asked.image)
+        && is_unknown_image(error)
+        && short_names::learn(image)
+    {
+        found = look_up_once(asked, root);
+    }
+    let error = match found {
         Err(error) if is_not_unpacked(&error) => error,
         result => return result,
     };
@@ -87,7 +95,7 @@ fn unpack(
     root: Option<&Path>,
 ) -> anyhow::Result<(Digest, PathBuf)> {
     let mode = asked.options.sandbox;
-    let own = own_store::open(None)?;
+    let own = own_store::open()?;
     let lock = match asked.name {
         Some((_, lock)) => lock.try_clone().context("cannot keep the store locked")?,
         None => own_store::lock(&own)?.into_lock(),
@@ -122,7 +130,7 @@ fn look_up_once(asked: &Asked<'_>, root: Option<&Path>) -> anyhow::Result<(ToMou
         return Ok((of(found, None), held));
     };
     // The own store is used also if images are searched elsewhere.
-    let own_root = own_store::open(None)?.root().to_owned();
+    let own_root = own_store::open()?.root().to_owned();
     let (found, held) = find_or_make(asked, name, root, &own_root, lock)?;
     let upper = found.stack.upper.as_ref();
     let ours = upper.is_some_and(|upper| upper.layer.path().starts_with(&own_root));

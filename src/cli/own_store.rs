@@ -1,68 +1,74 @@
 //! The own store, for the commands that change it.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::environment;
 use super::error::Usage;
 use super::live_mounts::Mounted;
 use super::output::{print, print_json};
-use super::{STORE, command_sandbox, warn};
+use super::{STORE, command_sandbox, short_names, warn};
 use unionfs::oci::{Digest, Platform, Reference};
 use unionfs::store::writable::{Exclusive, Writable};
 use unionfs::store::{Error, Places, UnnamedLayer};
 
+/// Fails if `--root` was given to a command that only writes: it says where to look, never where to
+/// write.
+pub(super) fn is_named_by_store(command: &str, root: Option<&Path>) -> Result<(), Usage> {
+    match root {
+        Some(root) if STORE.get().is_none() => Err(Usage(format!(
+            "--root only says where images are looked for, and {command} changes a store: write \
+             --store {} for that one",
+            root.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Opens the own store for writing, and makes it if it does not exist.
-pub(super) fn open(root: Option<&Path>) -> anyhow::Result<Writable> {
-    Ok(Writable::open(&place(root)?)?)
+pub(super) fn open() -> anyhow::Result<Writable> {
+    Ok(Writable::open(&environment().own_root()?)?)
 }
 
 /// As [`open`], for a store that must exist.
-pub(super) fn must_exist(root: Option<&Path>) -> anyhow::Result<Writable> {
-    match existing(root)? {
+pub(super) fn must_exist() -> anyhow::Result<Writable> {
+    match existing()? {
         Some(store) => Ok(store),
         None => anyhow::bail!(
             "no unionfs store exists in {:?} yet: load, pull, import, commit or mount --name creates it \
              (stores of Docker and podman are only read)",
-            place(root)?
+            environment().own_root()?
         ),
     }
 }
 
 /// As [`must_exist`], but a directory with changes of mounts without a name is enough.
-pub(super) fn of_changes(root: Option<&Path>) -> anyhow::Result<Writable> {
-    if UnnamedLayer::all(&place(root)?)?.is_empty() {
-        must_exist(root)
-    } else {
-        open(root)
+pub(super) fn of_changes() -> anyhow::Result<Writable> {
+    match existing_or_changes()? {
+        Some(store) => Ok(store),
+        None => must_exist(),
     }
 }
 
 /// As [`existing`], but a directory with changes of mounts without a name is enough.
-pub(super) fn existing_or_changes(root: Option<&Path>) -> anyhow::Result<Option<Writable>> {
-    match existing(root)? {
-        None if !UnnamedLayer::all(&place(root)?)?.is_empty() => open(root).map(Some),
+pub(super) fn existing_or_changes() -> anyhow::Result<Option<Writable>> {
+    match existing()? {
+        None if !UnnamedLayer::all(&environment().own_root()?)?.is_empty() => open().map(Some),
         found => Ok(found),
     }
 }
 
 /// As [`open`], but makes nothing.
-pub(super) fn existing(root: Option<&Path>) -> anyhow::Result<Option<Writable>> {
-    Ok(Writable::existing(&place(root)?)?)
+pub(super) fn existing() -> anyhow::Result<Option<Writable>> {
+    Ok(Writable::existing(&environment().own_root()?)?)
 }
 
-/// Opens the store for an image that is made of something in other stores: that of `--store`, else
-/// that of `--root` if it is one of unionfs, else the own store.
-pub(super) fn open_to_write(root: Option<&Path>) -> anyhow::Result<Writable> {
-    let ours = root.filter(|root| matches!(Writable::existing(root), Ok(Some(_))));
-    open(ours)
-}
-
-fn place(root: Option<&Path>) -> anyhow::Result<PathBuf> {
-    Ok(match root.filter(|_| STORE.get().is_none()) {
-        Some(root) => root.to_owned(),
-        None => environment().own_root()?,
-    })
+/// Returns the store of unionfs in which is looked: that of `--root`, else the own store, if it exists.
+pub(super) fn looked_at(root: Option<&Path>) -> anyhow::Result<Option<Writable>> {
+    match root {
+        Some(root) => Ok(Writable::existing(root)?),
+        None => existing(),
+    }
 }
 
 /// Parses a new name for an image.
@@ -145,6 +151,12 @@ pub(super) fn find(
         Err(error @ Error::UnknownImage { .. }) => error,
         other => return Ok(other?),
     };
+    for name in short_names::of(text) {
+        match store.find(&name.to_string()) {
+            Err(Error::UnknownImage { .. }) => {}
+            other => return Ok(other?),
+        }
+    }
     // It may be in a store that is only read.
     match command_sandbox::open(places.again()).map(|stores| stores.find(text)) {
         Ok(Ok(image)) if image.root != store.writable().root() => anyhow::bail!(

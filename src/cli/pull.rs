@@ -62,6 +62,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    own_store::is_named_by_store("pull", root)?;
     if args.tag.is_some() && args.images.len() > 1 {
         let text = "--tag names one image: pull one at a time";
         return Err(Usage(text.to_owned()).into());
@@ -72,7 +73,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         let options = options(args)?;
         wanted.push((options.access.candidates(image)?, options));
     }
-    let store = own_store::open(root)?;
+    let store = own_store::open()?;
     for (names, options) in &mut wanted {
         for name in names {
             options.access.look_up(name, Purpose::Pull)?;

@@ -9,7 +9,7 @@ use super::output::{print, print_json};
 use super::pool::PoolArgs;
 use super::progress::{ProgressArgs, verb};
 use super::registry_args::RegistryArgs;
-use super::{archive_names, command_sandbox, own_store};
+use super::{archive_names, command_sandbox, own_store, short_names};
 use unionfs::oci::Reference;
 use unionfs::registry::{LayerCompression, ManifestFormat, Purpose, PushOptions, push};
 use unionfs::store::ImageName;
@@ -117,8 +117,12 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     args.pool.open(&mut places)?;
     // The given root is not a store of unionfs, as with --root of Docker: no blobs are recorded
     // there.
-    let ours = own_store::existing(root).ok().flatten();
+    let ours = own_store::existing().ok().flatten();
     access.look_up(&name, Purpose::Push)?;
+    // An image that was found by its short name goes to where its own name says.
+    let mut others = short_names::of(&args.image);
+    others
+        .retain(|other| args.destination.is_none() && access.look_up(other, Purpose::Push).is_ok());
     cage.talk()?;
     let files = args.registry.parallel * compression.files_per_layer();
     let temporary = match &ours {
@@ -135,6 +139,9 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let stores = command_sandbox::open(places)?;
     let (store, id) = stores.locate(&image)?;
     let image = store.image(&id)?;
+    let has = |name: &Reference| image.names.iter().any(|known| known.is(name));
+    let other = others.into_iter().find(|other| !has(&name) && has(other));
+    let name = other.unwrap_or(name);
     let mut options = PushOptions::new(match (&ours, temporary) {
         (Some(ours), _) => ours.staging(),
         (None, Some(temporary)) => temporary,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::Usage;
+use super::policy_args;
 use unionfs::registry::{Access, CredentialFiles, PARALLEL, TlsVerify};
 
 /// How a registry is reached.
@@ -32,6 +33,7 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn access(&self) -> Access {
         let mut access = Access::default();
+        access.configuration = policy_args::configuration();
         access.plain_http = self.plain_http;
         access.tls_verify = match self.tls_verify {
             None => TlsVerify::Configured,

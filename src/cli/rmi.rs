@@ -10,7 +10,7 @@ use super::command_sandbox::{Missing, SandboxArgs};
 use super::live_mounts::Mounted;
 use super::output::{print, print_json};
 use super::own_store;
-use super::{digest_names, error, warn};
+use super::{digest_names, error, short_names, warn};
 use unionfs::image_mounts::ImageCatalogs;
 use unionfs::store::writable::{Exclusive, Removed};
 use unionfs::store::{Error, Places};
@@ -41,7 +41,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    let store = own_store::must_exist(root)?;
+    own_store::is_named_by_store("rmi", root)?;
+    for image in &args.images {
+        short_names::learn(image);
+    }
+    let store = own_store::must_exist()?;
     let mut cage = args.sandbox.cage("rmi")?;
     let places = cage.stores(root, &[])?;
     let catalogs = cage.catalogs(Missing::Leave)?;

@@ -176,10 +176,10 @@ pub(super) static TABLE: &[Reach] = &[
     with_network(row("digest", No, No, ASKING)),
     with_network(row(
         "copy",
-        No,
-        No,
-        "logins, certificates and configuration, read before; an archive (read); the directory or file of \
-         the destination (written)",
+        Read,
+        Write,
+        "stores only where one is source or destination; logins, certificates and configuration, read \
+         before; an archive (read); the directory or file of the destination (written)",
     )),
     with_network(row("delete", No, No, ASKING)),
     row("stats", No, No, "the daemon's socket"),

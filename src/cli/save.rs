@@ -17,7 +17,8 @@ use unionfs::store::{ImageName, Stores};
 /// Save images to an archive
 ///
 /// Each layer is rebuilt byte for byte and checked against its digest. Images of every store can
-/// be saved, including those of Docker and podman.
+/// be saved, including those of Docker and podman. A store has an image for one platform:
+/// unionfs copy --all docker://NAME oci-archive:FILE keeps an index with all.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -31,6 +32,9 @@ pub(super) struct Args {
     /// Write to this file; it appears when it is complete [default: -, standard output]
     #[arg(long, short = 'o', value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Refused, with what to use: a store has no index with several platforms
+    #[arg(long, hide = true)]
+    all: bool,
     /// docker: for docker load and podman load, and an OCI layout too; oci: an OCI layout only
     #[arg(long, value_enum, default_value = "docker")]
     format: Kind,
@@ -49,6 +53,14 @@ enum Kind {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    if args.all {
+        let text = format!(
+            "a store has an image for one platform, and no index: `unionfs copy --all docker://{} \
+             oci-archive:FILE` keeps all of them",
+            args.images.first().map_or("NAME", String::as_str)
+        );
+        return Err(Usage(text).into());
+    }
     let stdout = io::stdout();
     let output = args.output.as_deref().filter(|o| *o != Path::new("-"));
     if output.is_none() && stdout.is_terminal() {

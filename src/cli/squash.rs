@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let name = own_store::new_name(&args.name)?;
     let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
     let mut cage = args.sandbox.cage("squash")?;
-    let store = own_store::open_to_write(root)?;
+    let store = own_store::open()?;
     let places = {
         let from = args.from.as_deref();
         let names: Vec<&str> = std::iter::once(&*image).chain(from).collect();

@@ -27,10 +27,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
+    own_store::is_named_by_store("tag", root)?;
     let names = args.names.iter().map(|name| own_store::new_name(name));
     let names = names.collect::<anyhow::Result<Vec<_>>>()?;
     let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
-    let store = own_store::must_exist(root)?;
+    let store = own_store::must_exist()?;
     let mut cage = args.sandbox.cage("tag")?;
     let places = cage.stores(root, &[&*image])?;
     let store = cage.enter_with_own(store)?;

@@ -17,13 +17,18 @@ pub(super) fn host_of(domain: &str) -> &str {
     }
 }
 
-/// Whether a host, with or without port, is this machine.
-pub(super) fn is_loopback(authority: &str) -> bool {
+/// Returns a host without its port, and without the brackets of an address of IPv6.
+pub(super) fn without_port(authority: &str) -> &str {
     let host = match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
         _ => authority,
     };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+/// Whether a host, with or without port, is this machine.
+pub(super) fn is_loopback(authority: &str) -> bool {
+    let host = without_port(authority);
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 

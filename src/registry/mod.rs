@@ -39,6 +39,8 @@ mod credentials;
 mod download;
 mod endpoint;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod login;
 mod login_file;
 mod manifest;

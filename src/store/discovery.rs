@@ -1,5 +1,6 @@
 //! Finds stores: `--root`, `$UNIONFS_ROOT`, our own default, Docker's, podman's, containerd's.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use super::image_store::Store;
 use super::records::Records;
 use super::storage_conf::{Configured, RunRoot};
 use super::{containerd, containers_storage, drivers};
+use crate::oci::Reference;
 use crate::sys::process;
 use containers_storage::RunLists;
 
@@ -23,7 +25,7 @@ pub(super) const DOCKERS_CONTAINERD: &str = "containerd/daemon";
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Environment {
-    /// `$UNIONFS_ROOT`: our own store.
+    /// `$UNIONFS_STORE`, else `$UNIONFS_ROOT`: our own store.
     pub unionfs_root: Option<OsString>,
     /// `$XDG_DATA_HOME`; ignored unless absolute (XDG base directory specification).
     pub xdg_data_home: Option<OsString>,
@@ -45,6 +47,9 @@ pub struct Environment {
     pub containerd_namespace: Option<OsString>,
     /// The system's storage.conf: of these files the first that is there.
     pub system_storage_conf: Vec<PathBuf>,
+    /// The other names that short names may have, as registries.conf says: they are looked for if no
+    /// image has the name itself.
+    pub short_names: BTreeMap<String, Vec<Reference>>,
     /// Whether the process is root outside of any user namespace. In `podman unshare` and similar
     /// environments the places are those of the user.
     pub root: bool,
@@ -55,7 +60,7 @@ impl Environment {
     pub fn current() -> Self {
         let var = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         Self {
-            unionfs_root: var("UNIONFS_ROOT"),
+            unionfs_root: var("UNIONFS_STORE").or_else(|| var("UNIONFS_ROOT")),
             xdg_data_home: var("XDG_DATA_HOME"),
             xdg_config_home: var("XDG_CONFIG_HOME"),
             xdg_runtime_dir: var("XDG_RUNTIME_DIR"),
@@ -67,6 +72,7 @@ impl Environment {
             system_storage_conf: ["/etc", "/usr/share"]
                 .map(|dir| Path::new(dir).join("containers/storage.conf"))
                 .into(),
+            short_names: BTreeMap::new(),
             root: process::is_root_of_machine(),
         }
     }
@@ -88,7 +94,7 @@ impl Environment {
         })
     }
 
-    /// Returns the root of our own store, which also holds uppers: `$UNIONFS_ROOT`, else
+    /// Returns the root of our own store, which also holds uppers: `$UNIONFS_STORE`, `$UNIONFS_ROOT`, else
     /// `/var/lib/unionfs` for root, `$XDG_DATA_HOME/unionfs` for others. It need not exist.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! process can thus confine itself to them first, or open in them what a confined process has
 //! found.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use super::error::{Error, Result};
 use super::image_name::NamedStore;
 use super::{UnnamedLayer, containerd, drivers, named_layer, unnamed_layer, writable};
 use crate::layer::OpenDir;
+use crate::oci::Reference;
 
 /// The places where stores may be: directories that exist and of which nothing has been read.
 #[derive(Debug, Default)]
@@ -40,6 +42,8 @@ pub struct Places {
     run_roots: Vec<(PathBuf, Vec<PathBuf>)>,
     /// The lists in run roots, with the roots of their stores.
     run_lists: Vec<(PathBuf, Arc<RunLists>)>,
+    /// As [`Environment::short_names`].
+    pub(super) short_names: BTreeMap<String, Vec<Reference>>,
 }
 
 impl Places {
@@ -53,6 +57,7 @@ impl Places {
             explicit: explicit.is_some(),
             namespace: (environment.containerd_namespace.as_ref())
                 .map(|name| name.to_string_lossy().into_owned()),
+            short_names: environment.short_names.clone(),
             ..Self::default()
         };
         if let Some(path) = explicit {
@@ -166,6 +171,7 @@ impl Places {
             namespace: self.namespace.clone(),
             run_roots: self.run_roots.clone(),
             run_lists: self.run_lists.clone(),
+            short_names: self.short_names.clone(),
         }
     }
 

@@ -29,6 +29,8 @@ pub struct Stores {
     /// The roots that are searched only for names that name them.
     only_named: Vec<PathBuf>,
     skipped: Vec<Error>,
+    /// As [`Environment::short_names`].
+    short_names: BTreeMap<String, Vec<Reference>>,
     /// Locks that keep the found images and layers from being removed, see [`Stores::into_held`].
     held: Vec<File>,
 }
@@ -63,6 +65,7 @@ impl Stores {
             places: places.roots.clone(),
             only_named: places.only_named(),
             named_roots: std::mem::take(&mut places.named_roots),
+            short_names: std::mem::take(&mut places.short_names),
             ..Self::default()
         };
         let mut of_explicit = None;
@@ -81,6 +84,8 @@ impl Stores {
         }
         match (found.stores.is_empty(), found.skipped.is_empty()) {
             (false, _) => Ok(found),
+            // Changes of mounts without a name need no store beside them.
+            (true, true) if places.roots.iter().any(|root| has_changes(root)) => Ok(found),
             (true, true) => Err(Error::NoStore {
                 searched: places.searched,
             }),
@@ -135,8 +140,8 @@ impl Stores {
     }
 
     /// Finds the image that a user means: a name wins over an ID prefix, and the first store that
-    /// has the name wins over others, as in Docker. An [`ImageName`] restricts the search to some
-    /// stores.
+    /// has the name wins over others, as in Docker. If none has it, the other names of a short name
+    /// count ([`Environment::short_names`]). An [`ImageName`] restricts the search to some stores.
     ///
     /// # Errors
     /// [`Error::UnknownImage`], [`Error::AmbiguousImage`] or [`Error::NoRepositories`] if no image
@@ -162,8 +167,10 @@ impl Stores {
                 match by_name(&stores, &reference, namespace)? {
                     ByName::Found(store, id) => Some((store, id)),
                     missing => {
-                        let found = prefix.map(|prefix| by_prefix(&stores, &prefix, namespace));
-                        let found = found.transpose()?.flatten();
+                        let mut found = self.by_short_name(&stores, &wanted)?;
+                        if let (None, Some(prefix)) = (&found, prefix) {
+                            found = by_prefix(&stores, &prefix, namespace)?;
+                        }
                         if let (None, ByName::NoNames(path)) = (&found, missing) {
                             let name = text.to_owned();
                             return Err(Error::NoRepositories { name, path });
@@ -181,6 +188,20 @@ impl Stores {
             },
             near: near_names::near(wanted.name(), all_names(stores.iter().copied())),
         })
+    }
+
+    /// Searches for the other names of a short name.
+    fn by_short_name<'s>(
+        &self,
+        stores: &[&'s Store],
+        wanted: &ImageName<'_>,
+    ) -> Result<Option<(&'s Store, Digest)>> {
+        for other in self.short_names.get(wanted.name()).into_iter().flatten() {
+            if let ByName::Found(store, id) = by_name(stores, other, wanted.namespace())? {
+                return Ok(Some((store, id)));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns the stores that are searched for a name.
@@ -279,6 +300,10 @@ impl Stores {
             }),
         }
     }
+}
+
+fn has_changes(root: &Path) -> bool {
+    UnnamedLayer::place(root).is_some()
 }
 
 /// Returns all names of images in these stores; those that cannot be read are left out.

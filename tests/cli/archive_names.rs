@@ -20,8 +20,15 @@ fn home() -> Needed<Home> {
     fs::write(home.path("two/etc/name"), "two").unwrap();
     let maker = home.text("maker");
     for name in ["one", "two"] {
-        home.run(["--root", &maker, "import", "-q", name, &format!("{name}:1")])
-            .ok();
+        home.run([
+            "--store",
+            &maker,
+            "import",
+            "-q",
+            name,
+            &format!("{name}:1"),
+        ])
+        .ok();
         let (archive, image) = (format!("{name}.tar"), format!("{name}:1"));
         home.run(["--root", &maker, "save", "-q", "-o", &archive, &image])
             .ok();

@@ -182,7 +182,7 @@ fn a_really_full_disk_is_one_error_and_no_residue() {
         .status();
     assert!(mount.unwrap().success());
     let root = home.text("small/own");
-    let run = |args: &[&str]| home.run([&["--root", &root], args].concat());
+    let run = |args: &[&str]| home.run([&["--store", &root, "--root", &root], args].concat());
     let fill = |count: usize| {
         for n in 0..count {
             std::fs::write(home.path(&format!("rootfs/{n}")), vec![1; 256 << 10]).unwrap();
@@ -196,14 +196,15 @@ fn a_really_full_disk_is_one_error_and_no_residue() {
     // The archive comes from a store with enough room. The image has one layer that fits and one
     // that does not.
     let other = home.text("other");
-    let elsewhere = |args: &[&str]| home.run([&["--root", &other], args].concat());
+    let elsewhere =
+        |args: &[&str]| home.run([&["--store", &other, "--root", &other], args].concat());
     elsewhere(&["import", "-q", "rootfs", "big:1"]).ok();
     elsewhere(&["save", "-q", "-o", "big.tar", "big:1"]).ok();
     run(&["load", "-q", "-i", "big.tar"]).failed(1, &["free some space"]);
     // From a pipe, if the archive itself does not fit.
     let piped = home
         .command("sh")
-        .args(["-c", "cat big.tar | exec \"$0\" --root \"$1\" load -q"])
+        .args(["-c", "cat big.tar | exec \"$0\" --store \"$1\" load -q"])
         .args([testkit::program(), &root])
         .output();
     Outcome::from(piped.unwrap()).failed(1, &["cannot write the archive", "free some space"]);

@@ -170,7 +170,7 @@ fn what_is_not_ours_is_not_touched() {
     ] {
         home.refused(
             1,
-            [&["--root", &root], args].concat(),
+            [&["--store", &root], args].concat(),
             &["not a store of ours"],
         );
     }

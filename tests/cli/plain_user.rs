@@ -75,7 +75,7 @@ pub(super) fn home() -> Needed<Home> {
 fn archive(home: &Home, to: &str, with_device: bool) {
     std::fs::write(home.path("rootfs.tar"), rootfs(with_device)).unwrap();
     let root = home.text("roots");
-    let run = |args: &[&str]| home.run([&["--root", &root], args].concat());
+    let run = |args: &[&str]| home.run([&["--store", &root, "--root", &root], args].concat());
     run(&["import", "-q", "rootfs.tar", "app:1"]).ok();
     run(&["save", "-q", "-o", to, "app:1"]).ok();
     std::fs::remove_dir_all(home.path("roots")).unwrap();

@@ -241,4 +241,36 @@ fn root_is_where_to_look_and_store_where_to_write() {
     home.run(["--store", "mine", "mount", "-r", "flat:3", "mnt"])
         .ok();
     home.run(["umount", "mnt"]).ok();
+    // What only writes does not take --root, also not for a store of ours.
+    home.dirs(&["rootfs"]);
+    for args in [
+        &["import", "rootfs", "made:1"][..],
+        &["load", "-i", "none.tar"],
+        &["pull", "none:1"],
+        &["tag", "flat:1", "made:1"],
+        &["rmi", "flat:1"],
+        &["rm", "none"],
+        &["prune"],
+    ] {
+        home.run([&["--root", "mine"], args].concat())
+            .failed(2, &["--store mine", args[0]]);
+    }
+    assert_eq!(names(&["--root", "mine"]), ["flat:1", "flat:3"]);
+    // An image of a store of ours below --root is not written there either.
+    home.run(["--root", "mine", "squash", "-q", "flat:1", "flat:4"])
+        .ok();
+    assert_eq!(names(&["--root", "mine"]), ["flat:1", "flat:3"]);
+    assert_eq!(names(&["--root", "own"]), ["flat:2", "flat:4"]);
+    // The variable of --store, and its older name.
+    let with = |name: &str, store: &str| {
+        let mut command = home.command(testkit::program());
+        command.env(name, home.path(store));
+        let run = command
+            .args(["images", "-q", "--no-trunc", "flat:3"])
+            .output();
+        String::from_utf8(run.unwrap().stdout).unwrap()
+    };
+    assert_eq!(with("UNIONFS_STORE", "mine").lines().count(), 1);
+    assert_eq!(with("UNIONFS_ROOT", "mine").lines().count(), 1);
+    assert_eq!(with("UNIONFS_STORE", "own"), "");
 }

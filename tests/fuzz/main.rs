@@ -132,6 +132,11 @@ fn thin_pool() {
     replay("thin_pool");
 }
 
+#[test]
+fn registries() {
+    replay("registries");
+}
+
 /// The corpus reaches the code that makes files: a fuzzer that executes nothing finds nothing.
 #[test]
 fn every_target_has_a_test() {
@@ -145,6 +150,7 @@ fn every_target_has_a_test() {
         "options",
         "bolt",
         "thin_pool",
+        "registries",
     ];
     let names = targets::TARGETS.map(|target| target.name);
     assert_eq!(names, tested);

@@ -212,7 +212,7 @@ fn make_odd(home: &Home, root: &str) {
         cd .. && tar --xattrs --xattrs-include='*' --format=pax -C tree -cf odd.tar .",
     );
     assert_eq!(made.code, Some(0), "{made:?}");
-    home.run(["--root", root, "import", "odd.tar", "odd:1"])
+    home.run(["--store", root, "import", "odd.tar", "odd:1"])
         .ok_with_progress();
 }
 
@@ -261,7 +261,14 @@ fn chunked_layers_are_described_exactly_and_come_back_the_same() {
             assert_eq!(known["diff_id"], Digest::of(&layer.tar).to_string());
         }
         let back = home.text(&format!("back-{}", image.replace(':', "-")));
-        let pulled = home.json(["--root", &back, "pull", "-q", "--json", &server.name(image)]);
+        let pulled = home.json([
+            "--store",
+            &back,
+            "pull",
+            "-q",
+            "--json",
+            &server.name(image),
+        ]);
         assert_eq!(pulled["id"], pushed["id"]);
         home.run(["--root", &back, "verify", "--all"]).ok();
     }
@@ -309,7 +316,7 @@ E
     assert_eq!(made.code, Some(0), "{made:?}");
     for case in ["twice", "bytes", "old", "global", "sparse"] {
         let image = format!("{case}:1");
-        home.run(["--root", &own, "import", &format!("{case}.tar"), &image])
+        home.run(["--store", &own, "import", &format!("{case}.tar"), &image])
             .ok_with_progress();
         let pushed = push(&home, &server, &own, &image, &[]);
         let layers = layers(&home, &server, &image);

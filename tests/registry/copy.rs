@@ -204,14 +204,132 @@ fn copies_from_and_to_stores_are_those_of_the_other_commands() {
     assert_eq!(id(&home, &own, "again:1"), wanted);
     for (args, words) in [
         (["copy", "again:1", "containers-storage:x"], "only reads"),
-        (
-            ["copy", "again:1", "oci:layout"],
-            "into the own store first",
-        ),
         (["copy", "docker://-x", "y"], "minus sign"),
     ] {
         home.run(args).failed(2, &[words]);
     }
     home.run(["copy", "--all", "again:1", &to])
         .failed(2, &["no index"]);
+    home.run(["save", "--all", "again:1", "-o", "all.tar"])
+        .failed(2, &["copy --all docker://again:1"]);
+}
+
+/// From each kind of place to each other, in one step.
+#[test]
+fn each_kind_of_place_is_copied_to_each_other() {
+    need!(can_serve());
+    let home = home();
+    let server = Server::start(&home);
+    let docker = home.text("docker");
+    home.run(["--root", &docker, "copy", "-q", "sample:1", "mine:1"])
+        .ok_with_progress();
+    let own = home.text("own");
+    let wanted = id(&home, &docker, "sample:1");
+    assert_eq!(id(&home, &own, "mine:1"), wanted);
+    let to_server = server.url("from/app:1");
+    home.run(["copy", "-q", "mine:1", &to_server])
+        .ok_with_progress();
+    let archive = format!("docker-archive:{}:app:1", home.text("first.tar"));
+    home.run(["copy", "-q", "mine:1", &archive])
+        .ok_with_progress();
+    let layout = format!("oci:{}:one", home.text("first"));
+    let packed = format!("oci-archive:{}:one", home.text("packed.tar"));
+    let dir = format!("dir:{}", home.text("first.dir"));
+    for to in [&layout, &packed, &dir] {
+        home.run(["copy", "-q", "mine:1", to]).ok_with_progress();
+    }
+    let sources = [&to_server, &archive, &layout, &packed, &dir, "mine:1"];
+    for (number, from) in sources.iter().enumerate() {
+        let at = |kind: &str, rest: &str| {
+            let name = format!("{number}-{}", kind.replace(':', ""));
+            (
+                format!("{kind}{}{rest}", home.text(&name)),
+                home.path(&name),
+            )
+        };
+        let places = [
+            at("docker-archive:", ""),
+            at("docker-archive:", ":new/name:2"),
+            at("oci:", ":t"),
+            at("oci-archive:", ":t"),
+            at("dir:", ""),
+        ];
+        for (to, path) in &places {
+            let said = home.run(["copy", "-q", from, to]).ok_with_progress();
+            assert!(said.contains("Copied: "), "{from} to {to}: {said}");
+            // Each result is the same image, for unionfs and for skopeo.
+            let back = format!("back:{number}");
+            home.run(["copy", "-q", to, &back]).ok_with_progress();
+            assert_eq!(id(&home, &own, &back), wanted, "{from} to {to}");
+            if number == 0 {
+                let read = skopeo(&["inspect", "--raw", to]);
+                assert!(read.contains("layers"), "{read}");
+            }
+            assert!(path.exists());
+            if path.is_file() {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        let to = server.url(&format!("to/app:{number}"));
+        home.run(["copy", "-q", from, &to]).ok_with_progress();
+        home.run(["pull", "-q", &server.name(&format!("to/app:{number}"))])
+            .ok();
+        let pulled = server.name(&format!("to/app:{number}"));
+        assert_eq!(id(&home, &own, &pulled), wanted, "{from}");
+    }
+    // Names: the one that is given, else that of the source.
+    let names = |to: &str, file: &str| {
+        home.run(["copy", "-q", &archive, to]).ok_with_progress();
+        home.run(["load", "-q", "-i", file]).ok()
+    };
+    let file = home.text("named.tar");
+    let said = names(&format!("docker-archive:{file}"), &file);
+    assert!(said.contains("app:1"), "{said}");
+    let said = names(&format!("docker-archive:{file}:other/app:3"), &file);
+    assert!(said.contains("other/app:3"), "{said}");
+    for (from, to) in [("mine:1", &*layout), (&*to_server, &*archive)] {
+        home.run(["copy", "--all", from, to])
+            .failed(2, &["no index", "leave --all out"]);
+    }
+}
+
+/// A copy that fails leaves no file of an archive, and nothing in a new directory.
+#[test]
+fn a_copy_that_fails_leaves_nothing() {
+    need!(can_serve());
+    let home = home();
+    let server = Server::start(&home);
+    serve(&home, &server, "1", "app:1", &[]);
+    let layout = format!("oci:{}:1", home.text("layout"));
+    home.run(["copy", "-q", &server.url("app:1"), &layout])
+        .ok_with_progress();
+    let blobs = home.path("layout/blobs/sha256");
+    let largest = std::fs::read_dir(&blobs)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let largest = largest
+        .max_by_key(|path| path.metadata().unwrap().len())
+        .unwrap();
+    let mut bytes = std::fs::read(&largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&largest, &bytes).unwrap();
+    for (to, name) in [
+        (
+            format!("docker-archive:{}", home.text("out.tar")),
+            "out.tar",
+        ),
+        (format!("oci-archive:{}", home.text("out.oci")), "out.oci"),
+        (format!("oci:{}:x", home.text("out")), "out"),
+        (format!("dir:{}", home.text("out.dir")), "out.dir"),
+    ] {
+        let outcome = home.run(["copy", "-q", &layout, &to]);
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        let left = home.path(name);
+        if left.is_dir() {
+            assert_eq!(std::fs::read_dir(&left).unwrap().count(), 0, "{to}");
+        } else {
+            assert!(!left.exists(), "{to}");
+        }
+    }
 }

@@ -54,7 +54,7 @@ pub(crate) fn serve_large(home: &Home, server: &Server, to: &str, bytes: usize) 
         .collect();
     std::fs::write(tree.join("noise"), noise).unwrap();
     let root = home.text("maker");
-    let made = home.run(["--root", &root, "import", "large", "large:1"]);
+    let made = home.run(["--store", &root, "import", "large", "large:1"]);
     assert_eq!(made.code, Some(0), "{made:?}");
     let pushed = home.run(["--root", &root, "push", "-q", "large:1", &server.name(to)]);
     assert_eq!(pushed.code, Some(0), "{pushed:?}");

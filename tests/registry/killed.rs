@@ -32,7 +32,7 @@ fn a_pull_killed_at_any_step_of_taking_in_can_be_repeated() {
             .arg(format!("trace={CALLS}"))
             .arg("-e")
             .arg(format!("inject={CALLS}:signal=KILL:when={step}"))
-            .args([program(), "--root", &own, "pull", "-q", &name])
+            .args([program(), "--store", &own, "pull", "-q", &name])
             .output()
             .unwrap();
         let whole = || {
@@ -49,11 +49,11 @@ fn a_pull_killed_at_any_step_of_taking_in_can_be_repeated() {
         if home.path(&format!("own-{step}/unionfs/format")).exists() {
             whole();
         }
-        let pulled = home.json(["--root", &own, "pull", "-q", "--json", &name]);
+        let pulled = home.json(["--store", &own, "pull", "-q", "--json", &name]);
         assert_eq!(pulled["id"], expected, "step {step}");
-        home.run(["--root", &own, "prune"]).ok();
+        home.run(["--store", &own, "prune"]).ok();
         whole();
-        let left = home.json(["--root", &own, "prune", "-n", "--json"]);
+        let left = home.json(["--store", &own, "prune", "-n", "--json"]);
         assert_eq!(left["items"].as_array().unwrap().len(), 0, "{left}");
     }
     assert!(killed > 5, "only {killed} steps were met");

@@ -275,3 +275,98 @@ fn configuration_of_others_is_refused() {
     std::os::unix::fs::chown(home.path(file), Some(4711), None).unwrap();
     run(&home, &["pull", "-q", "localhost:1/app"]).failed(1, &["hosts.toml", "another user"]);
 }
+
+/// podman finds an image that was pulled by a short name by that name.
+#[test]
+fn an_image_is_found_by_the_short_name_by_which_it_was_pulled() {
+    need!(can_serve());
+    need!(need::can_mount());
+    let home = home();
+    home.dirs(&["mnt", "nobody"]);
+    let server = Server::start(&home);
+    serve(&home, &server, "1", "team/app:1", &[]);
+    let full = server.name("team/app");
+    let registry = format!("127.0.0.1:{}", server.port);
+    let alias = format!("[aliases]\nsm = \"{full}\"\n");
+    let search = format!("unqualified-search-registries = [\"{registry}\"]\n");
+    for (configuration, short) in [(&alias, "sm:1"), (&search, "team/app:1")] {
+        configure(&home, configuration);
+        let said = run(&home, &["pull", "-q", short]).ok();
+        assert!(said.contains(&format!("{full}:1")), "{said}");
+        run(&home, &["mount", "-r", short, "mnt"]).ok();
+        run(&home, &["umount", "mnt"]).ok();
+        for args in [
+            &["inspect", short][..],
+            &["history", short],
+            &["ls", short],
+            &["layers", short],
+            &["save", "-q", "-o", "saved.tar", short],
+            &["tag", short, "tagged:1"],
+            &["catalog", "build", short],
+            &["copy", "-q", short, "docker-archive:copied.tar"],
+        ] {
+            let outcome = run(&home, args);
+            assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        }
+        // It goes to where its name says.
+        let pushed = run(&home, &["push", "-q", short]).ok();
+        assert!(
+            pushed.contains(&format!("{registry}/team/app:1")),
+            "{pushed}"
+        );
+        // An image with the name itself comes first.
+        run(&home, &["import", "-q", "nobody", short]).ok();
+        let names = run(&home, &["inspect", "--format", "{{.RepoTags}}", short]).ok();
+        assert!(!names.contains(&registry), "{names}");
+        run(&home, &["rmi", short]).ok();
+        run(&home, &["rmi", "tagged:1"]).ok();
+        run(&home, &["rmi", short]).ok();
+        run(&home, &["inspect", short]).failed(1, &["no image"]);
+    }
+    // A configuration that cannot be used hides no image.
+    run(&home, &["import", "-q", "nobody", "plain:1"]).ok();
+    configure(&home, "broken");
+    run(&home, &["inspect", "plain:1"]).ok();
+    run(&home, &["inspect", "other:1"]).failed(1, &["no image"]);
+}
+
+/// A host of Docker has no registries.conf.
+#[test]
+fn mirrors_of_dockers_daemon_are_used_where_there_is_no_registries_conf() {
+    use unionfs::oci::Reference;
+    use unionfs::registry::{Access, ConfigurationFiles, digest};
+
+    need!(can_serve());
+    let home = home();
+    let server = Server::start(&home);
+    // Docker's mirrors are those of its hub.
+    serve(&home, &server, "1", "library/app:1", &[]);
+    let wanted = digest_of(&server, "library/app:1");
+    let daemon = home.path("daemon.json");
+    let text = format!(
+        r#"{{"registry-mirrors": ["http://127.0.0.1:{}"], "data-root": "/elsewhere"}}"#,
+        server.port
+    );
+    std::fs::write(&daemon, text).unwrap();
+    let mut access = Access::default();
+    access.configuration = ConfigurationFiles::default();
+    access.configuration.daemons = vec![home.path("absent.json"), daemon.clone()];
+    let name = Reference::parse("app:1").unwrap();
+    let asked = |access: &Access| digest(&name, None, access, &|_| ());
+    assert_eq!(asked(&access).unwrap(), wanted);
+    // registries.conf counts alone.
+    configure(
+        &home,
+        "[[registry]]\nlocation = \"docker.io\"\nblocked = true\n",
+    );
+    access.configuration.registries = vec![home.path("registries.conf")];
+    let error = asked(&access).unwrap_err().to_string();
+    assert!(error.contains("registries.conf"), "{error}");
+    // A file of another user is not believed.
+    access.configuration.registries.clear();
+    if need::is_root().is_ok() {
+        std::os::unix::fs::chown(&daemon, Some(1234), None).unwrap();
+        let error = asked(&access).unwrap_err().to_string();
+        assert!(error.contains("belongs to another user"), "{error}");
+    }
+}

@@ -80,6 +80,19 @@ fn what_the_policy_rejects_is_not_pulled() {
     policy(&home, r#"[{"type":"reject"}]"#);
     run(&home, &["pull", "-q", &name]).failed(1, &["policy.json", "rejected"]);
     assert!(!skopeo_accepts(&home, &server, "app:1"));
+    // Another file, or none, as with skopeo.
+    run(&home, &["--insecure-policy", "pull", "-q", &name]).ok();
+    run(&home, &["rmi", &name]).ok();
+    let other = |requirement: &str| {
+        let text = format!(r#"{{"default":{requirement}}}"#);
+        std::fs::write(home.path("other.json"), text).unwrap();
+        run(&home, &["pull", "--policy", "other.json", "-q", &name])
+    };
+    other(ANYTHING).ok();
+    policy(&home, ANYTHING);
+    other(r#"[{"type":"reject"}]"#).failed(1, &["other.json", "rejected"]);
+    run(&home, &["--policy", "none.json", "pull", "-q", &name])
+        .failed(2, &["none.json", "--insecure-policy"]);
     policy(
         &home,
         r#"[{"type":"signedBy","keyType":"GPGKeys","keyPath":"/etc/x"}]"#,
@@ -107,6 +120,13 @@ fn archives_follow_the_policy_too() {
     write(r#"{"default":[{"type":"reject"}]}"#);
     run(&home, &["load", "-q", "-i", "a.tar"]).failed(1, &["policy.json", "rejected"]);
     run(&home, &["inspect", "docker-archive:a.tar"]).failed(1, &["policy.json", "rejected"]);
+    let accepted = ["load", "-q", "-i", "a.tar", "--insecure-policy"];
+    assert_eq!(run(&home, &accepted).code, Some(0));
+    let inspected = ["--insecure-policy", "inspect", "docker-archive:a.tar"];
+    assert_eq!(run(&home, &inspected).code, Some(0));
+    home.dirs(&["mnt"]);
+    let mount = ["mount", "-r", "docker-archive:a.tar", "mnt"];
+    run(&home, &mount).failed(1, &["policy.json", "rejected"]);
     write(&format!(
         r#"{{"default":[{{"type":"reject"}}],"transports":{{"docker-archive":{{"":{ANYTHING}}}}}}}"#
     ));

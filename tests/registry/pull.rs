@@ -37,9 +37,9 @@ fn every_format_gives_the_same_image_and_pulling_again_moves_no_blob() {
         assert_eq!(raw.contains("zstd-chunked"), number == 3, "{raw}");
         let digest = digest_of(&server, &tag);
         let own = home.text(&format!("own-{number}"));
-        let root = ["--root", own.as_str()];
+        let root = ["--store", own.as_str(), "--root", own.as_str()];
         proxy.forget();
-        let pulled = home.json([&root[..], &["pull", "-q", "--json", &proxy.name(&tag)]].concat());
+        let pulled = home.json([&root[..2], &["pull", "-q", "--json", &proxy.name(&tag)]].concat());
         assert_eq!(pulled["digest"], digest.to_string());
         assert_eq!(pulled["new_layers"].as_array().unwrap().len(), 3);
         assert_eq!(proxy.blobs().len(), 4, "configuration and layers");
@@ -57,7 +57,7 @@ fn every_format_gives_the_same_image_and_pulling_again_moves_no_blob() {
         // Once more by each name.
         proxy.forget();
         for name in [proxy.name(&tag), by_digest] {
-            let again = home.json([&root[..], &["pull", "-q", "--json", &name]].concat());
+            let again = home.json([&root[..2], &["pull", "-q", "--json", &name]].concat());
             assert_eq!(again["id"], pulled["id"]);
             assert_eq!(again["new_layers"].as_array().unwrap().len(), 0);
         }
@@ -200,7 +200,7 @@ fn so_many_blobs_at_once_as_asked_for() {
         });
         let (own, number) = (home.text(&format!("own-{parallel}")), parallel.to_string());
         let name = proxy.name("app:1");
-        let args = ["--root", &own, "pull", "-q", "--parallel", &number, &name];
+        let args = ["--store", &own, "pull", "-q", "--parallel", &number, &name];
         home.run(args).ok();
         assert_eq!(most.load(Ordering::SeqCst), parallel);
     }

@@ -53,7 +53,7 @@ fn layers_are_pushed_in_zstd_and_at_other_levels() {
         skopeo(&["copy", "-q", "--src-tls-verify=false", &url, &archive]);
         let own = home.text("own-zstd");
         let name = server.name("packed:zstd");
-        let pulled = home.json(["--root", &own, "pull", "-q", "--json", &name]);
+        let pulled = home.json(["--store", &own, "pull", "-q", "--json", &name]);
         assert_eq!(pulled["id"], expected);
         // A pulled image is sent in gzip unless another format is requested, and the blob is
         // unchanged.
@@ -133,7 +133,7 @@ fn what_is_pushed_is_seen_copied_and_comes_back_the_same() {
             &archive,
         ]);
         let own = home.text(&format!("own-{format}"));
-        let pulled = home.json(["--root", &own, "pull", "-q", "--json", &name]);
+        let pulled = home.json(["--store", &own, "pull", "-q", "--json", &name]);
         assert_eq!(pulled["id"], expected);
         assert_eq!(pulled["digest"], pushed["digest"]);
         let layers = |root: &str, image: &str| {

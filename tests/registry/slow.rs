@@ -429,7 +429,7 @@ fn what_cannot_fit_is_refused_before_a_byte_comes() {
     let proxy = Proxy::start(server.port, |_: &Asked| Act::Pass);
     let small = Small::new(&home, "small", "2m");
     let root = home.text("small/own");
-    home.run(["--root", &root, "pull", "-q", &proxy.name("large:1")])
+    home.run(["--store", &root, "pull", "-q", &proxy.name("large:1")])
         .failed(
             1,
             &["it needs 3.0 MiB, but only 1.9 MiB", "free some space"],
@@ -441,7 +441,7 @@ fn what_cannot_fit_is_refused_before_a_byte_comes() {
     let _small = Small::new(&home, "tight", "5m");
     let root = home.text("tight/own");
     let name = proxy.name("large:1");
-    home.run(["--root", &root, "pull", "-q", &name])
+    home.run(["--store", &root, "pull", "-q", &name])
         .failed(1, &["free some space", "are kept for the next pull"]);
     let remount = Command::new("mount")
         .args(["-o", "remount,size=20m"])
@@ -449,9 +449,9 @@ fn what_cannot_fit_is_refused_before_a_byte_comes() {
         .status();
     assert!(remount.unwrap().success());
     proxy.forget();
-    home.run(["--root", &root, "pull", "-q", &name]).ok();
+    home.run(["--store", &root, "pull", "-q", &name]).ok();
     assert_eq!(proxy.blobs().len(), 1, "the layer was there already");
-    let report = home.json(["--root", &root, "prune", "-n", "--json"]);
+    let report = home.json(["--store", &root, "prune", "-n", "--json"]);
     assert_eq!(report["items"], serde_json::json!([]));
 }
 

@@ -99,7 +99,7 @@ pub(in crate::registry) fn find(
     Ok(None)
 }
 
-fn parse(path: &Path, text: &str, own: &str) -> Result<Vec<Host>> {
+pub(in crate::registry) fn parse(path: &Path, text: &str, own: &str) -> Result<Vec<Host>> {
     let fault = |error: toml::de::Error| bad(path, error.message());
     let file: File = toml::from_str(text).map_err(fault)?;
     let mut hosts = Vec::new();

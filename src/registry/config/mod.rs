@@ -1,10 +1,11 @@
 //! The configuration of registries that administrators share between tools: which registries are
-//! used and by which mirrors they are reached (`registries_conf`, `hosts_toml`), and which images are
-//! accepted (`policy`).
+//! used and by which mirrors they are reached (`registries_conf`, `daemon_json`, `hosts_toml`), and
+//! which images are accepted (`policy`).
 //!
 //! Invariant: these files decide whom we trust. A file is used only if it belongs to root or to this
 //! user and nobody else may write to it, and no symlink of another user is followed to it.
 
+pub(super) mod daemon_json;
 pub(super) mod hosts_toml;
 pub(super) mod policy;
 pub(super) mod registries_conf;
@@ -13,7 +14,8 @@ mod trusted_file;
 use std::path::PathBuf;
 
 use super::error::Result;
-pub(super) use trusted_file::{bad, read};
+use crate::oci::Reference;
+pub(super) use trusted_file::{bad, read, read_if_allowed};
 
 /// The paths of the configuration files. Files that do not exist are skipped.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +27,9 @@ pub struct ConfigurationFiles {
     pub drop_ins: Vec<PathBuf>,
     /// Files with aliases that podman has recorded.
     pub aliases: Vec<PathBuf>,
+    /// The places of Docker's daemon.json; the first that exists is used, and only if there is no
+    /// registries.conf.
+    pub daemons: Vec<PathBuf>,
     /// The directories that contain `HOST/hosts.toml`.
     pub hosts: Vec<PathBuf>,
     /// The places of policy.json; the first that exists is used.
@@ -32,8 +37,9 @@ pub struct ConfigurationFiles {
 }
 
 impl ConfigurationFiles {
-    /// Returns the files of this process's user, in the places where podman, skopeo and containerd
-    /// have them: first those in `$HOME/.config`, then those in `/etc`.
+    /// Returns the files of this process's user, in the places where podman, skopeo, containerd and
+    /// Docker have them: first those in `$HOME/.config`, then those in `/etc`. The dockerd of root reads
+    /// `/etc/docker/daemon.json` only, one of a plain user that in `$XDG_CONFIG_HOME/docker`.
     pub fn of_user() -> Self {
         let var = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let dir = |name| {
@@ -60,7 +66,11 @@ impl ConfigurationFiles {
                 .map(|base| base.join("registries.conf.d"))
                 .collect(),
         };
-        let cache = if rustix::process::geteuid().is_root() {
+        let is_root = rustix::process::geteuid().is_root();
+        let rootless = dir("XDG_CONFIG_HOME").or(home.clone());
+        let rootless = rootless.filter(|_| !is_root);
+        let daemons = rootless.into_iter().chain([PathBuf::from("/etc")]);
+        let cache = if is_root {
             Some(PathBuf::from("/var/cache"))
         } else {
             dir("XDG_CACHE_HOME").or_else(|| dir("HOME").map(|home| home.join(".cache")))
@@ -75,9 +85,21 @@ impl ConfigurationFiles {
                 .map(|cache| cache.join("containers/short-name-aliases.conf"))
                 .into_iter()
                 .collect(),
+            daemons: daemons
+                .map(|base| base.join("docker/daemon.json"))
+                .collect(),
             hosts: places("containerd/certs.d"),
             policies: places("containers/policy.json"),
         }
+    }
+
+    /// Returns the other names that a name without a host may have in a store, as podman looks for
+    /// it: that of the alias, else those in the search registries.
+    ///
+    /// # Errors
+    /// [`super::Error::Configuration`] if a file cannot be used.
+    pub fn meanings(&self, text: &str) -> Result<Vec<Reference>> {
+        Ok(self.registries()?.meanings(text))
     }
 
     /// Reads the configuration of registries.

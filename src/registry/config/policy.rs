@@ -119,30 +119,50 @@ impl ConfigurationFiles {
 
     fn rules(&self, transport: &str, scopes: &[String], what: &str) -> Result<Vec<SignatureRule>> {
         for path in &self.policies {
-            let Some(text) = read(path)? else { continue };
-            let fault = |error: serde_json::Error| bad(path, error.to_string());
-            let file: File = serde_json::from_str(&text).map_err(fault)?;
-            let of_transport = file.transports.get(transport);
-            let found = of_transport.and_then(|known| {
-                let fitting = scopes.iter().find_map(|scope| known.get(scope));
-                fitting.or_else(|| known.get(""))
-            });
-            let wanted = found.unwrap_or(&file.default);
-            if wanted.is_empty() {
-                return Err(bad(
-                    path,
-                    "a scope has no requirement, which accepts nothing",
-                ));
+            if let Some(text) = read(path)? {
+                return rules_in((path, &text), transport, scopes, what);
             }
-            let rules = wanted.iter().map(|one| rule(path, what, one));
-            return Ok(rules
-                .collect::<Result<Vec<_>>>()?
-                .into_iter()
-                .flatten()
-                .collect());
         }
         Ok(Vec::new())
     }
+}
+
+/// Returns the signatures that a policy demands of an image. `file`: its path and its text.
+fn rules_in(
+    file: (&Path, &str),
+    transport: &str,
+    scopes: &[String],
+    what: &str,
+) -> Result<Vec<SignatureRule>> {
+    let (path, text) = file;
+    let fault = |error: serde_json::Error| bad(path, error.to_string());
+    let file: File = serde_json::from_str(text).map_err(fault)?;
+    let of_transport = file.transports.get(transport);
+    let found = of_transport.and_then(|known| {
+        let fitting = scopes.iter().find_map(|scope| known.get(scope));
+        fitting.or_else(|| known.get(""))
+    });
+    let wanted = found.unwrap_or(&file.default);
+    if wanted.is_empty() {
+        return Err(bad(
+            path,
+            "a scope has no requirement, which accepts nothing",
+        ));
+    }
+    let rules = wanted.iter().map(|one| rule(path, what, one));
+    let rules = rules.collect::<Result<Vec<_>>>()?;
+    Ok(rules.into_iter().flatten().collect())
+}
+
+/// Parses a policy for a name of a registry (feature `fuzzing`). Returns how many signatures it demands.
+#[cfg(feature = "fuzzing")]
+pub(in crate::registry) fn fuzzed(path: &Path, text: &str, name: &Reference) -> Result<usize> {
+    let what = name.to_string();
+    let rules = rules_in((path, text), "docker", &scopes(name), &what)?;
+    for rule in &rules {
+        let _ = rule.identity.accepts(name, &what);
+    }
+    Ok(rules.len())
 }
 
 fn refused(path: &Path, what: &str, why: &str) -> Error {

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::super::error::{Error, Result};
-use super::{ConfigurationFiles, bad, read};
+use super::daemon_json::{self, Network};
+use super::{ConfigurationFiles, bad, read, read_if_allowed};
 use crate::oci::Reference;
 
 /// The limit of files of one directory.
@@ -23,6 +24,8 @@ pub(in crate::registry) struct Registries {
     aliases: BTreeMap<String, String>,
     search: Option<Vec<String>>,
     mode: Option<String>,
+    /// Where registries are not secure, besides the tables.
+    insecure: Vec<Network>,
     /// Where logins are looked for: names of helpers, or [`AUTH_FILES`].
     pub(in crate::registry) helpers: Option<Vec<String>>,
     /// The file that was read last, for messages.
@@ -47,28 +50,29 @@ struct File {
 }
 
 /// A table `[[registry]]`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Table {
+pub(super) struct Table {
     prefix: Option<String>,
     location: Option<String>,
     #[serde(default)]
-    insecure: bool,
+    pub(super) insecure: bool,
     #[serde(default)]
     blocked: bool,
     #[serde(default)]
     mirror_by_digest_only: bool,
     #[serde(default)]
-    mirror: Vec<Mirror>,
+    pub(super) mirror: Vec<Mirror>,
 }
 
+/// A table `[[registry.mirror]]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Mirror {
-    location: String,
+pub(super) struct Mirror {
+    pub(super) location: String,
     #[serde(default)]
-    insecure: bool,
-    pull_from_mirror: Option<String>,
+    pub(super) insecure: bool,
+    pub(super) pull_from_mirror: Option<String>,
 }
 
 /// A place where an image may be.
@@ -82,9 +86,19 @@ pub(in crate::registry) struct Place {
 /// Reads all files.
 pub(super) fn read_all(files: &ConfigurationFiles) -> Result<Registries> {
     let mut all = Registries::default();
+    let mut has_main = false;
     for path in &files.registries {
         if let Some(text) = read(path)? {
             all.add(path, &text)?;
+            has_main = true;
+            break;
+        }
+    }
+    // A host of Docker without the tools of podman.
+    for path in files.daemons.iter().filter(|_| !has_main) {
+        // It may have secrets, and is then root's alone.
+        if let Some(text) = read_if_allowed(path)? {
+            all.add_docker(path, &text)?;
             break;
         }
     }
@@ -123,7 +137,19 @@ fn drop_ins(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 impl Registries {
-    fn add(&mut self, path: &Path, text: &str) -> Result<()> {
+    /// Adds what Docker's daemon.json says.
+    pub(in crate::registry) fn add_docker(&mut self, path: &Path, text: &str) -> Result<()> {
+        let docker = daemon_json::parse(path, text)?;
+        for mut table in docker.tables {
+            let prefix = table.check().map_err(|why| bad(path, why))?;
+            self.tables.insert(prefix, table);
+        }
+        self.insecure = docker.insecure;
+        self.last = path.to_owned();
+        Ok(())
+    }
+
+    pub(in crate::registry) fn add(&mut self, path: &Path, text: &str) -> Result<()> {
         let fault = |error: toml::de::Error| {
             let line = error.span().map_or(0, |span| {
                 text[..span.start.min(text.len())].matches('\n').count() + 1
@@ -224,6 +250,33 @@ impl Registries {
     /// Whether a registry is configured as insecure.
     pub(in crate::registry) fn is_insecure(&self, name: &Reference) -> bool {
         self.table(name).is_some_and(|(_, table)| table.insecure)
+            || self
+                .insecure
+                .iter()
+                .any(|network| network.has(name.domain()))
+    }
+
+    /// Returns the other names that a name without a host may have in a store: its alias, else its
+    /// names in the search registries. Names that cannot be parsed are left out.
+    pub(in crate::registry) fn meanings(&self, text: &str) -> Vec<Reference> {
+        if Reference::has_host(text) {
+            return Vec::new();
+        }
+        let short = text.split(['@', ':']).next().unwrap_or_default();
+        let rest = &text[short.len()..];
+        let names: Vec<String> = match self.aliases.get(short).filter(|full| !full.is_empty()) {
+            Some(full) => vec![format!("{}{rest}", full.trim_end_matches('/'))],
+            None => {
+                let search = self.search.iter().flatten();
+                let registries = search.map(|registry| registry.trim_end_matches('/'));
+                registries
+                    .map(|registry| format!("{registry}/{text}"))
+                    .collect()
+            }
+        };
+        let own = Reference::parse(text).ok();
+        let parsed = names.iter().filter_map(|name| Reference::parse(name).ok());
+        parsed.filter(|name| Some(name) != own.as_ref()).collect()
     }
 
     /// Fails if the configuration blocks an image.
@@ -249,6 +302,14 @@ impl Registries {
 }
 
 impl Table {
+    /// Returns an empty table for a registry.
+    pub(super) fn of(location: &str) -> Self {
+        Self {
+            location: Some(location.to_owned()),
+            ..Self::default()
+        }
+    }
+
     /// Checks the table, and returns its prefix.
     fn check(&mut self) -> std::result::Result<String, String> {
         let tidy = |text: &String| text.trim_end_matches('/').to_owned();
@@ -409,6 +470,49 @@ mod tests {
         assert_eq!(all("app").unwrap().len(), 2);
         let nothing = conf("").unwrap().candidates("app").unwrap();
         assert_eq!(nothing[0].to_string(), "docker.io/library/app:latest");
+    }
+
+    #[test]
+    fn a_short_name_in_a_store_is_its_alias_or_searched() {
+        let conf = conf(
+            "unqualified-search-registries = [\"s.example\", \"docker.io\"]\n[aliases]\n\
+             tool = \"quay.example/tools/tool\"\n",
+        )
+        .unwrap();
+        let of = |text: &str| {
+            let names = conf.meanings(text);
+            names.iter().map(Reference::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(of("tool:3"), ["quay.example/tools/tool:3"]);
+        assert_eq!(of("tool"), ["quay.example/tools/tool:latest"]);
+        // Docker Hub is where it is looked for anyway.
+        assert_eq!(of("team/app:1"), ["s.example/team/app:1"]);
+        assert_eq!(of("s.example/app"), [""; 0]);
+        assert_eq!(of("BAD NAME"), [""; 0]);
+    }
+
+    #[test]
+    fn docker_has_mirrors_of_its_hub_and_insecure_registries() {
+        let mut all = Registries::default();
+        let text = r#"{"registry-mirrors": ["https://m.example", "http://10.9.9.9:5000/"],
+            "insecure-registries": ["r.example:5000", "10.0.0.0/8", "http://old.example"]}"#;
+        all.add_docker(Path::new("daemon.json"), text).unwrap();
+        assert_eq!(
+            places(&all, "app:1"),
+            [
+                "m.example/library/app:1",
+                "10.9.9.9:5000/library/app:1",
+                "docker.io/library/app:1"
+            ]
+        );
+        assert_eq!(places(&all, "quay.example/app"), [""; 0]);
+        let insecure = |name: &str| all.is_insecure(&Reference::parse(name).unwrap());
+        assert!(insecure("r.example:5000/app") && insecure("10.1.2.3:80/app"));
+        assert!(insecure("old.example/app"));
+        assert!(!insecure("r.example/app") && !insecure("11.1.2.3/app") && !insecure("app"));
+        let hub = all.places(&Reference::parse("app").unwrap()).unwrap();
+        let insecure: Vec<bool> = hub.unwrap().iter().map(|place| place.insecure).collect();
+        assert_eq!(insecure, [false, true, false]);
     }
 
     #[test]

@@ -11,10 +11,22 @@ const LIMIT: u64 = 4 << 20;
 
 /// Returns the text of a file; `None` if it does not exist.
 pub(in crate::registry) fn read(path: &Path) -> Result<Option<String>> {
+    read_unless(path, is_absent)
+}
+
+/// As [`read`], but a file that this user may not read counts as missing. For files that only make more
+/// possible.
+pub(in crate::registry) fn read_if_allowed(path: &Path) -> Result<Option<String>> {
+    read_unless(path, |error| {
+        is_absent(error) || error.kind() == io::ErrorKind::PermissionDenied
+    })
+}
+
+fn read_unless(path: &Path, missing: impl Fn(&io::Error) -> bool) -> Result<Option<String>> {
     let failed = |error: io::Error| bad(path, format!("cannot be read: {error}"));
     let file = match walk::open_file(path, Trust::of_root()) {
         Ok(file) => file,
-        Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) if missing(&error) => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
     if !walk::is_trusted(&file).map_err(failed)? {

@@ -118,13 +118,26 @@ pub fn copy(
     let tree = tree(&from, chosen, 0)?;
     let to = To::open(to, same, show)?;
     let tree = if to.is_layout() {
-        convert::converted(tree)?
+        convert::converted(tree).inspect_err(|_| to.undo())?
     } else {
         tree
     };
+    let copied = copy_tree(&from, &to, &tree, (staging, parallel), show);
+    copied.inspect_err(|_| to.undo())
+}
+
+/// Copies the blobs, then the manifests, the innermost first.
+fn copy_tree(
+    from: &From<'_>,
+    to: &To<'_>,
+    tree: &[(RawManifest, Parts)],
+    staging: (&Staging, usize),
+    show: Show<'_>,
+) -> Result<Copied> {
+    let (staging, parallel) = staging;
     let copying = Copying {
-        from: &from,
-        to: &to,
+        from,
+        to,
         staging,
         show,
     };
@@ -204,14 +217,14 @@ fn tree(from: &From<'_>, raw: RawManifest, depth: usize) -> Result<Vec<(RawManif
     Ok(all)
 }
 
-struct Copying<'c, 's> {
-    from: &'c From<'s>,
-    to: &'c To<'s>,
+struct Copying<'c, 'f, 't> {
+    from: &'c From<'f>,
+    to: &'c To<'t>,
     staging: &'c Staging,
     show: Show<'c>,
 }
 
-impl Copying<'_, '_> {
+impl Copying<'_, '_, '_> {
     /// Copies a blob; returns whether the destination did not have it.
     fn blob(&self, blob: &Blob, stop: &AtomicBool) -> Result<bool> {
         let item = &blob.digest;

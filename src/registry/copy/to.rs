@@ -7,7 +7,8 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 use ureq::http::{Method, header};
@@ -55,9 +56,10 @@ impl<'d> To<'d> {
             }
             CopyTo::Layout(dir, tag) => {
                 let folder = Folder::of(dir)?;
-                folder.make("blobs")?;
-                folder.make("blobs/sha256")?;
-                folder.write("oci-layout", LAYOUT.as_bytes())?;
+                let begun = (folder.make("blobs"))
+                    .and_then(|()| folder.make("blobs/sha256"))
+                    .and_then(|()| folder.write("oci-layout", LAYOUT.as_bytes()));
+                begun.inspect_err(|_| folder.undo())?;
                 Self::Layout(folder, tag)
             }
             CopyTo::Dir(dir) => {
@@ -71,6 +73,14 @@ impl<'d> To<'d> {
                 to
             }
         })
+    }
+
+    /// Removes what a copy that has failed has made in a directory.
+    pub(super) fn undo(&self) {
+        match self {
+            Self::Layout(folder, _) | Self::Dir(folder) => folder.undo(),
+            Self::Registry { .. } | Self::Tar(..) => {}
+        }
     }
 
     /// Whether blobs are written one after the other.
@@ -249,21 +259,62 @@ fn index(known: Option<&[u8]>, raw: &RawManifest, tag: Option<&str>) -> Result<V
 /// A directory that is filled. Names are looked up without following symlinks.
 pub(super) struct Folder {
     dir: OwnedFd,
+    /// What did not exist before, in the order in which it was made.
+    made: Mutex<Vec<Made>>,
+}
+
+/// A file or directory that a copy has made.
+struct Made {
+    path: String,
+    kind: AtFlags,
 }
 
 impl Folder {
     fn of(dir: &OwnedFd) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(dir, ".", flags, Mode::empty());
+        let dir = dir.map_err(|errno| failed(&errno.into()))?;
+        // Other copies to the directory are possible; they keep this one from removing anything.
+        let _ = rustix::fs::flock(&dir, FlockOperation::NonBlockingLockShared);
         Ok(Self {
-            dir: dir.map_err(|errno| failed(&errno.into()))?,
+            dir,
+            made: Mutex::default(),
         })
     }
 
     fn make(&self, path: &str) -> Result<()> {
         match rustix::fs::mkdirat(&self.dir, path, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => self.parent(&format!("{path}/x")).map(drop),
+            Ok(()) => {
+                self.note(path, AtFlags::REMOVEDIR);
+                self.parent(&format!("{path}/x")).map(drop)
+            }
+            Err(rustix::io::Errno::EXIST) => self.parent(&format!("{path}/x")).map(drop),
             Err(errno) => Err(self.failed(path, errno.into())),
+        }
+    }
+
+    fn note(&self, path: &str, kind: AtFlags) {
+        self.made.lock().push(Made {
+            path: path.to_owned(),
+            kind,
+        });
+    }
+
+    /// Removes what did not exist before, unless the directory is an image or a layout already, or
+    /// another copy fills it.
+    fn undo(&self) {
+        let is_one = ["index.json", "manifest.json"]
+            .iter()
+            .any(|name| rustix::fs::statat(&self.dir, *name, AtFlags::SYMLINK_NOFOLLOW).is_ok());
+        let alone = rustix::fs::flock(&self.dir, FlockOperation::NonBlockingLockExclusive);
+        if is_one || alone.is_err() {
+            return;
+        }
+        for made in self.made.lock().drain(..).rev() {
+            if let Ok((dir, name)) = self.parent(&made.path) {
+                // The failure of the copy is the one to report.
+                let _ = rustix::fs::unlinkat(&dir, name, made.kind);
+            }
         }
     }
 
@@ -351,6 +402,7 @@ impl Folder {
         let file = rustix::fs::openat(&dir, &*temporary, flags | OFlags::CLOEXEC, mode);
         let mut file = File::from(file.map_err(|errno| failed(errno.into()))?);
         let written = fill(&mut file).and_then(|()| file.sync_all());
+        let is_new = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).is_err();
         let renamed = written.and_then(|()| {
             rustix::fs::renameat(&dir, &*temporary, &dir, name).map_err(io::Error::from)
         });
@@ -358,6 +410,10 @@ impl Folder {
             // The first failure is the one to report.
             let _ = rustix::fs::unlinkat(&dir, &*temporary, AtFlags::empty());
             failed(error)
-        })
+        })?;
+        if is_new {
+            self.note(path, AtFlags::empty());
+        }
+        Ok(())
     }
 }

@@ -61,7 +61,7 @@ impl Staging {
     ///
     /// # Errors
     /// Those of open(2); EMFILE if all files are in use.
-    pub(crate) fn file(&self) -> Result<File> {
+    pub fn file(&self) -> Result<File> {
         let files = match &self.0 {
             SpoolLocation::Store(root, dir) => return root.temporary(dir),
             SpoolLocation::Temporary => return tempfile::tempfile().map_err(|e| self.failed(&e)),

@@ -112,6 +112,7 @@ impl Home {
             .current_dir(self.path(""))
             .env("UNIONFS_RUNTIME_DIR", self.path("run"))
             .env("UNIONFS_ROOT", self.path("own"))
+            .env_remove("UNIONFS_STORE")
             .env_remove("UNIONFS_LOG")
             .stdin(Stdio::null());
         command

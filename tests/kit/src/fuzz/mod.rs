@@ -9,6 +9,7 @@ pub mod bolt;
 pub mod catalog;
 pub mod metadata;
 pub mod options;
+pub mod registries;
 pub mod tar;
 pub mod tar_built;
 pub mod tar_split;
@@ -31,7 +32,7 @@ pub struct Target {
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target {
         name: "tar",
         run: tar::run,
@@ -76,6 +77,11 @@ pub const TARGETS: [Target; 9] = [
         name: "thin_pool",
         run: thin_pool::run,
         seeds: thin_pool::seeds,
+    },
+    Target {
+        name: "registries",
+        run: registries::run,
+        seeds: registries::seeds,
     },
 ];
 
