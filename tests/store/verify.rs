@@ -40,18 +40,20 @@ fn a_whole_store_has_no_problems() {
     let store = Fixture::new();
     let mut total = None;
     let mut layers = 0;
+    let mut done = 0;
     let mut hashed = 0;
     let mut progress = |step: Progress<'_, &Digest>| match step {
         Progress::Total { items, size } => total = Some((items, size)),
         Progress::Begin { .. } => layers += 1,
         Progress::Advance { count, .. } => hashed += count,
+        Progress::Done { .. } => done += 1,
         other => panic!("{other:?}"),
     };
     let stores = store.stores().unwrap();
     let report = stores.verify(None, &mut progress).unwrap();
     assert_eq!(report.problems, []);
     assert_eq!((report.images, report.layers), (2, 4));
-    assert_eq!((layers, hashed), (4, report.bytes));
+    assert_eq!((layers, done, hashed), (4, 4, report.bytes));
     assert_eq!(total.unwrap().0, 4);
     let one = verify(&store.root, Some("sample:1"));
     assert_eq!((one.images, one.layers), (1, 3));
