@@ -24,8 +24,6 @@ packages=(fuse3 docker.io containerd busybox-static libcap2-bin attr fio strace 
 packages+=(skopeo umoci podman crun runc bubblewrap uidmap git python3-pip rpm sqlite3 e2fsprogs xfsprogs btrfs-progs rsync acl)
 # Thin pools of Docker's driver devicemapper (tests/cli/devicemapper.rs).
 packages+=(thin-provisioning-tools)
-# An upper on a FUSE file system (tests/mount/upper_file_systems.rs).
-packages+=(fuse2fs)
 # The shells whose completions are checked, and what the examples of the documentation call.
 packages+=(zsh fish jq zstd man-db)
 # A registry and its certificate (tests/registry).

@@ -412,9 +412,9 @@ END
     let check = "cat /opt/here/file; ls -ln /opt/here/tool | grep -c -e -rwsr-xr-x";
     for runtime in RUNTIMES {
         for install in [
-            "dpkg -i /in/here.deb >&2 && dpkg-query -W -f \"\\${Status}\" here | grep -q \"install ok installed\"",
-            "rpm -i --nodeps /in/here.rpm >&2",
-            "tar -C / -xpf /in/here.tar",
+            "/bin/dpkg -i /in/here.deb >&2 && dpkg-query -W -f \"\\${Status}\" here | grep -q \"install ok installed\"",
+            "/bin/rpm -i --nodeps /in/here.rpm >&2",
+            "/bin/tar -C / -xpf /in/here.tar",
         ] {
             let seen = run(
                 &home,

@@ -3,13 +3,12 @@
 //! cannot keep what needs a marker with a value, and the scenario names those answers.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use testkit::disk::Disk;
 use testkit::fixture::Fixture;
 use testkit::layers::{self, Form};
-use testkit::mount::{Fs, KERNEL, Mounted, Scratch, Stack, UNIONFS, poll};
-use testkit::need::{Needed, has_tools};
+use testkit::mount::{Fs, KERNEL, Mounted, Scratch, Stack, UNIONFS};
+use testkit::need::Needed;
 use testkit::tree::{self, Mask};
 use testkit::{need, need_mounts};
 
@@ -97,30 +96,6 @@ fn stacked(fs: &Fs) -> Needed<Place> {
     Ok(place)
 }
 
-fn fuse2fs() -> Needed<Place> {
-    has_tools(&["fuse2fs", "mkfs.ext4"])?;
-    let scratch = Scratch::disk();
-    let (image, mnt) = (scratch.path().join("image"), scratch.dir("mnt"));
-    std::fs::File::create(&image)
-        .unwrap()
-        .set_len(32 << 20)
-        .unwrap();
-    let run = |command: &mut Command| assert!(command.status().unwrap().success());
-    // Small images have inodes without nanoseconds by default.
-    run(Command::new("mkfs.ext4")
-        .args(["-q", "-I", "256"])
-        .arg(&image));
-    run(Command::new("fuse2fs")
-        .arg(&image)
-        .arg(&mnt)
-        .args(["-o", "allow_other,fakeroot"]));
-    assert!(poll(|| mnt.join("lost+found").exists()));
-    let mounted = Mounted::new(&mnt, true);
-    let mut place = Place::of(mnt, scratch);
-    place._mounted = Some(mounted);
-    Ok(place)
-}
-
 fn fixture(dir: &Path) -> Fixture {
     let scratch = Scratch::disk();
     let of = |name: &str| {
@@ -144,10 +119,7 @@ fn as_on_disk(place: &Place, scripts: &[&str]) {
     for line in scripts.iter().flat_map(|script| script.lines()) {
         assert_eq!(other.run(line), usual.run(line), "{line}");
     }
-    let mut there = other.tree();
-    // libfuse renames an open file that is removed. It goes with the last descriptor.
-    there.retain(|path, _| !path.starts_with(b".fuse_hidden"));
-    tree::assert_same("the union", &usual.tree(), &there, &mask);
+    tree::assert_same("the union", &usual.tree(), &other.tree(), &mask);
     usual.remount();
     other.remount();
     tree::assert_same("the union later", &usual.tree(), &other.tree(), &mask);
@@ -215,10 +187,4 @@ fn kernel_overlayfs() {
 fn unionfs() {
     need_mounts!();
     as_on_disk(&need!(stacked(&UNIONFS)), &[ANYWHERE, WITH_XATTRS]);
-}
-
-#[test]
-fn ext4_of_fuse2fs() {
-    need_mounts!();
-    as_on_disk(&need!(fuse2fs()), &[ANYWHERE, WITH_XATTRS]);
 }
