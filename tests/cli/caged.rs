@@ -223,12 +223,12 @@ fn where_things_may_be() {
     let cases = [
         // Forms of the store: relative, below a symlink, on another file system, inside of the
         // input.
-        "unionfs --root real/own load -q -i a.tar",
-        "unionfs --root store-link/own2 load -q -i a.tar",
-        "cd deep; unionfs --root ../store-link/own3 load -q -i ../way/a.tar",
-        "mount -t tmpfs none disk; unionfs --root disk/s load -q -i a.tar; unionfs --root disk/s verify --all; umount disk",
-        "unionfs --root rootfs/own import -q rootfs in:1 && rm -rf rootfs/own",
-        "cp a.tar real/own; unionfs --root real/own load -q -i real/own/a.tar",
+        "unionfs --store real/own load -q -i a.tar",
+        "unionfs --store store-link/own2 load -q -i a.tar",
+        "cd deep; unionfs --store ../store-link/own3 load -q -i ../way/a.tar",
+        "mount -t tmpfs none disk; unionfs --store disk/s load -q -i a.tar; unionfs --root disk/s verify --all; umount disk",
+        "unionfs --store rootfs/own import -q rootfs in:1 && rm -rf rootfs/own",
+        "cp a.tar real/own; unionfs --store real/own load -q -i real/own/a.tar",
         // Forms of the input.
         "unionfs load -q -i link.tar",
         "unionfs load -q -i way/../er/a.tar",
@@ -242,9 +242,9 @@ fn where_things_may_be() {
         // The environment.
         "env -u HOME unionfs load -q -i a.tar",
         "TMPDIR=/nonexistent unionfs load -q -i a.tar",
-        "unshare -r sh -c 'unionfs --root real/own-r load -q -i a.tar'",
-        "unshare -rm sh -c 'unionfs --root real/own-r load -q -i a.tar'",
-        "unshare -rmpf --mount-proc sh -c 'unionfs --root real/own-r load --sandbox strict -q -i a.tar'",
+        "unshare -r sh -c 'unionfs --store real/own-r load -q -i a.tar'",
+        "unshare -rm sh -c 'unionfs --store real/own-r load -q -i a.tar'",
+        "unshare -rmpf --mount-proc sh -c 'unionfs --store real/own-r load --sandbox strict -q -i a.tar'",
         "unshare -m sh -c 'mount --make-rshared / && unionfs load -q -i a.tar'",
         "cd empty; rmdir ../empty; UNIONFS_ROOT=$OLDPWD/own unionfs load -q -i $OLDPWD/a.tar",
         // The ways to select the sandbox.
@@ -275,7 +275,7 @@ fn a_chroot_has_the_whole_sandbox() {
     home.dirs(&["jail/proc", "jail/bin", "jail/usr", "jail/tmp"]);
     let script = "cd jail; for dir in lib lib64; do test -e /$dir && ln -s usr/$dir $dir; done
         mount --rbind /usr usr && mount -t proc none proc && cp ../a.tar $(command -v unionfs) .
-        cd ..; chroot jail ./unionfs --root /store load --sandbox strict -q -i a.tar && test -e jail/store/overlay2
+        cd ..; chroot jail ./unionfs --store /store load --sandbox strict -q -i a.tar && test -e jail/store/overlay2
         chroot jail ./unionfs --root /store verify --all";
     let outcome = home.run_script(script);
     let undone = home.run_script("umount -l jail/usr jail/proc");

@@ -211,7 +211,7 @@ fn stores_that_only_records_name_are_found() {
     home.dirs(&["rootfs", "mnt", "real"]);
     fs::write(home.path("rootfs/file"), "file").unwrap();
     symlink("real", home.path("link")).unwrap();
-    let script = "unionfs --root other import -q rootfs app:1 > /dev/null
+    let script = "unionfs --store other import -q rootfs app:1 > /dev/null
         unionfs --root other mount --name web app:1 mnt
         echo new > mnt/new
         unionfs export web --sandbox strict -q | tar -t | grep -q new

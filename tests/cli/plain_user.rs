@@ -292,7 +292,7 @@ fn another_users_store_is_not_written_to() {
         "prune",
         "tag app:1 mine:1",
     ] {
-        let outcome = as_user(&home, &format!("./unionfs --root {root} {command}"));
+        let outcome = as_user(&home, &format!("./unionfs --store {root} {command}"));
         assert_eq!(outcome.code, Some(1), "{command}: {outcome:?}");
         assert!(
             outcome.stderr.contains("run as the store's owner"),

@@ -127,7 +127,9 @@ impl Table {
             instruction(LOAD, NUMBER),
         ];
         if cfg!(target_arch = "x86_64") {
-            program.push(jump(JUMP_IF_GREATER_OR_EQUAL, X32, 0, 1)?);
+            // The greatest number is no call of x32: a tracer sets it to skip a call.
+            program.push(jump(JUMP_IF_GREATER_OR_EQUAL, X32, 0, 2)?);
+            program.push(jump(JUMP_IF_EQUAL, u32::MAX, 1, 0)?);
             program.push(instruction(RETURN, self.of_x32().value()));
         }
         program.extend(search(&self.ranges()?)?);
