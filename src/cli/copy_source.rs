@@ -13,6 +13,7 @@ use unionfs::layer_tar::Limits;
 use unionfs::oci::{Digest, Platform, Reference};
 use unionfs::progress::Progress;
 use unionfs::registry::{Access, CopyFrom, Purpose};
+use unionfs::store::ImageName;
 use unionfs::store::Places;
 use unionfs::store::writable::Staging;
 
@@ -146,11 +147,7 @@ impl<'t> OpenedSource<'t> {
         let tagged = |name: &Reference| name.digest().is_none();
         let own = match self {
             Self::Registry(both) => Some(both.0.clone()),
-            Self::Store { image, .. } => {
-                let kinds = ["containers-storage:", "docker-daemon:"];
-                let bare = kinds.iter().find_map(|kind| image.strip_prefix(kind));
-                named(bare.unwrap_or(image))
-            }
+            Self::Store { image, .. } => named(ImageName::parse(image)?.name()),
             Self::Archive { .. } => None,
         };
         let names = match (name, own.filter(tagged), self) {
