@@ -1,10 +1,7 @@
 //! The scheduling of single threads, and the states of threads and processes in /proc.
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
-use std::time::Duration;
 
 /// A scheduling policy of sched(7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,46 +75,6 @@ impl Stat {
     /// Returns a field by its number in the manual, which is 3 or more.
     pub fn field(&self, number: usize) -> Option<&str> {
         self.0.split_ascii_whitespace().nth(number.checked_sub(3)?)
-    }
-}
-
-/// The times of a thread since its start.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Times {
-    /// How long it ran.
-    pub ran: Duration,
-    /// How long it was runnable and did not run.
-    pub waited: Duration,
-}
-
-/// The times of one thread: an open `schedstat` (Documentation/scheduler/sched-stats.rst).
-#[derive(Debug)]
-pub struct ThreadTimes(File);
-
-impl ThreadTimes {
-    /// Opens those of the calling thread.
-    ///
-    /// # Errors
-    /// Those of open(2); ENOENT if the kernel keeps no such times or /proc is not mounted.
-    pub fn of_this_thread() -> io::Result<Self> {
-        File::open("/proc/thread-self/schedstat").map(Self)
-    }
-
-    /// Reads them. The time for which a thread waits now is not contained until it runs.
-    ///
-    /// # Errors
-    /// ESRCH for a thread that has ended; `InvalidData` for text of another form.
-    pub fn read(&self) -> io::Result<Times> {
-        let mut text = [0; 96];
-        let length = self.0.read_at(&mut text, 0)?;
-        let text = str::from_utf8(&text[..length]).unwrap_or_default();
-        let mut numbers = text
-            .split(' ')
-            .map_while(|n| n.parse().ok().map(Duration::from_nanos));
-        match (numbers.next(), numbers.next()) {
-            (Some(ran), Some(waited)) => Ok(Times { ran, waited }),
-            _ => Err(io::ErrorKind::InvalidData.into()),
-        }
     }
 }
 

@@ -16,10 +16,9 @@
 //! permission depends on it.
 //!
 //! A SCHED_IDLE thread gets almost no time on a CPU that other threads want too, so threads are
-//! SCHED_IDLE only while many requests arrive and are answered at once. A watch checks this every
-//! [`TICK`]. It gives the threads their old policy for a while if they waited long for the CPU
-//! (the kernel adds up how long), if a thread could run all the time and hardly did, and if
-//! requests no longer arrive. The watch sleeps while there are none.
+//! SCHED_IDLE only while many requests arrive and are answered. A watch checks this every [`TICK`].
+//! It gives the threads their old policy for a while if a thread could run all the time and hardly
+//! did, and if requests no longer arrive. The watch sleeps while there are none.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -31,9 +30,7 @@ use parking_lot::Mutex;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::sys::schedule::{
-    Policy, Stat, ThreadTimes, Times, policy, set_policy, stat, this_thread,
-};
+use crate::sys::schedule::{Policy, Stat, policy, set_policy, stat, this_thread};
 
 /// The state of the thread: a field of proc_pid_stat(5).
 const STATE: usize = 3;
@@ -44,11 +41,6 @@ const TICK: Duration = Duration::from_millis(4);
 /// The number of ticks with almost no CPU time after which a thread counts as starved. The kernel
 /// updates the time of a running thread every 4 ms or so, so one tick is not enough.
 const HUNGRY: u32 = 2;
-/// How long threads may wait for a CPU in a tick, beside [`TOLERABLE`] for each request. On a CPU
-/// that nobody else wants, a thread waits some microseconds, until its caller sleeps.
-const LONG: Duration = Duration::from_millis(1);
-/// See [`LONG`].
-const TOLERABLE: Duration = Duration::from_micros(50);
 /// The number of requests of one CPU within a tick from which threads of rings give way.
 const MANY: u64 = 4;
 /// The number from which workers follow a caller. Compilers send fewer, and are short-lived.
@@ -100,20 +92,11 @@ struct CrewState {
     gives_way: bool,
     /// The CPU to which the threads have followed their caller.
     cpu: Option<usize>,
-    members: Vec<Member>,
+    /// Thread IDs.
+    members: Vec<i32>,
     /// The run time of the threads when the watch first found one runnable, and the number of ticks
     /// for which it has found that since.
     found: Option<(Duration, u32)>,
-    /// How long the threads had waited for a CPU when the watch last looked.
-    waited: Option<Duration>,
-}
-
-/// A thread of a crew.
-#[derive(Debug)]
-struct Member {
-    /// Its thread ID.
-    id: i32,
-    times: ThreadTimes,
 }
 
 /// A thread's membership in its crew, which ends when this is dropped.
@@ -165,11 +148,11 @@ impl Watch {
     /// Adds the calling thread to a crew: that of a CPU, or number 0, that of the workers.
     pub(super) fn join(self: &Arc<Self>, crew: u16) -> Option<Membership> {
         let crew = Arc::clone(self.crews.get(usize::from(crew))?);
-        let member = Member::this_thread()?;
+        let thread = this_thread();
         let mut state = crew.state.lock();
+        state.members.push(thread);
         // The thread may have inherited the policy of another thread of the crew.
-        crew.tell(&state, std::slice::from_ref(&member));
-        state.members.push(member);
+        crew.tell(&state, &[thread]);
         drop(state);
         self.members.fetch_add(1, Ordering::Relaxed);
         Some(Membership {
@@ -228,8 +211,8 @@ fn is_possible() -> bool {
         }
         set_policy(me, Policy::Idle)?;
         set_policy(me, Policy::Other)?;
-        stat_of(me).ok_or(io::ErrorKind::NotFound)?;
-        ThreadTimes::of_this_thread()?.read().map(drop)
+        let seen = stat_of(me).zip(has_run(me));
+        seen.map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     };
     // This happens in a new thread, which may not be able to return.
     match std::thread::spawn(may).join() {
@@ -284,7 +267,7 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         let me = this_thread();
-        self.crew.state.lock().members.retain(|m| m.id != me);
+        self.crew.state.lock().members.retain(|m| *m != me);
         if self.watch.members.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.watch.end();
         }
@@ -293,14 +276,14 @@ impl Drop for Membership {
 
 impl Crew {
     /// Sets the policy and the CPUs of threads.
-    fn tell(&self, state: &CrewState, members: &[Member]) {
+    fn tell(&self, state: &CrewState, members: &[i32]) {
         let policy = if state.gives_way {
             Policy::Idle
         } else {
             Policy::Other
         };
         let cpus = self.cpus.map(|all| state.cpu.map_or(all, only));
-        for thread in members.iter().map(|member| member.id) {
+        for &thread in members {
             let moved = cpus.zip(Pid::from_raw(thread));
             if let Some(Err(error)) = moved.map(|(cpus, pid)| sched_setaffinity(Some(pid), &cpus)) {
                 tracing::debug!(%error, thread, "thread not moved");
@@ -328,35 +311,15 @@ pub(super) fn only(cpu: usize) -> CpuSet {
 }
 
 impl CrewState {
-    /// Whether the threads waited too long for a CPU since the last call, in which time this number
-    /// of requests came.
-    fn is_starved(&mut self, came: u64) -> bool {
-        let times = self.times();
-        let before = self.waited.replace(times.waited);
-        let waited = times.waited.saturating_sub(before.unwrap_or(times.waited));
-        let allowed = TOLERABLE * u32::try_from(came).unwrap_or(u32::MAX);
-        if waited > LONG.max(allowed) {
-            self.found = None;
-            return true;
-        }
-        // The kernel adds the time of a thread that still waits only when it runs. A crew that is
-        // nearly starved counts too: sometimes the scheduler runs such a thread.
-        if came < MANY {
-            self.is_stuck(times.ran)
-        } else {
-            self.found = None;
-            false
-        }
-    }
-
     /// Whether threads could have run for [`HUNGRY`] ticks and hardly did. A thread that works for
     /// long, or has just begun, is not starved.
-    fn is_stuck(&mut self, ran: Duration) -> bool {
-        let runnable = |m: &Member| stat_of(m.id).is_some_and(|s| s.field(STATE) == Some("R"));
+    fn is_starved(&mut self) -> bool {
+        let runnable = |m: &i32| stat_of(*m).is_some_and(|s| s.field(STATE) == Some("R"));
         if !self.members.iter().any(runnable) {
             self.found = None;
             return false;
         }
+        let ran = self.members.iter().filter_map(|m| has_run(*m)).sum();
         let (first, ticks) = match self.found {
             Some((first, ticks)) => (first, ticks + 1),
             None => (ran, 0),
@@ -364,33 +327,6 @@ impl CrewState {
         let judged = ticks >= HUNGRY;
         self.found = Some(if judged { (ran, 0) } else { (first, ticks) });
         judged && ran < first + TICK * HUNGRY / 2
-    }
-
-    /// Returns the times of all threads together.
-    fn times(&self) -> Times {
-        let each = self.members.iter().filter_map(|m| m.times.read().ok());
-        each.fold(Times::default(), |sum, times| Times {
-            ran: sum.ran + times.ran,
-            waited: sum.waited + times.waited,
-        })
-    }
-
-    /// Forgets what was seen.
-    fn look_anew(&mut self) {
-        (self.found, self.waited) = (None, None);
-    }
-}
-
-impl Member {
-    /// Returns the calling thread as a member; `None`, with a message, if its times cannot be read.
-    fn this_thread() -> Option<Self> {
-        let id = this_thread();
-        let times = ThreadTimes::of_this_thread()
-            .inspect_err(|error| tracing::debug!(%error, "thread does not give way"));
-        Some(Self {
-            id,
-            times: times.ok()?,
-        })
     }
 }
 
@@ -412,10 +348,11 @@ impl View {
         let taken = crew.taken.load(Ordering::Relaxed);
         let came = taken - std::mem::replace(&mut self.taken, taken);
         let mut state = crew.state.lock();
-        let starved = if state.gives_way {
-            state.is_starved(came)
+        // A crew that is nearly starved counts too: sometimes the scheduler runs such a thread.
+        let starved = if state.gives_way && came < MANY {
+            state.is_starved()
         } else {
-            state.look_anew();
+            state.found = None;
             false
         };
         let mixed = crew.mixed.swap(false, Ordering::Relaxed) && crew.cpus.is_some();
@@ -492,6 +429,14 @@ struct Seen {
 /// Returns the stat of a thread of this process.
 fn stat_of(thread: i32) -> Option<Stat> {
     stat(format_args!("self/task/{thread}"))
+}
+
+/// Returns the run time of a thread: the first number of its schedstat, in nanoseconds
+/// (Documentation/scheduler/sched-stats.rst).
+fn has_run(thread: i32) -> Option<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+    let ran = text.split(' ').next()?.parse().ok()?;
+    Some(Duration::from_nanos(ran))
 }
 
 #[cfg(test)]

@@ -1,5 +1,3 @@
-use std::sync::mpsc::{Sender, TryRecvError, channel};
-
 use testkit::need;
 use testkit::need::is_root;
 
@@ -72,68 +70,46 @@ fn who_follows_waits_until_one_has_asked_alone() {
     assert_eq!(left_alone(&mut view) + 1, APART);
 }
 
-/// Starts a thread that does this on the first CPU, until the returned sender is dropped. Returns
-/// it as a member.
-fn thread(policy: Policy, mut work: impl FnMut() + Send + 'static) -> (Member, Sender<()>) {
-    let (tell, told) = channel();
-    let (stop, stopped) = channel::<()>();
+/// Starts a thread that uses all of the first CPU until the returned sender is dropped. Returns its
+/// ID.
+fn busy(policy: Policy) -> (i32, std::sync::mpsc::Sender<()>) {
+    let (tell, told) = std::sync::mpsc::channel();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
     std::thread::spawn(move || {
         sched_setaffinity(None, &only(0)).unwrap();
         set_policy(0, policy).unwrap();
-        tell.send(Member::this_thread().unwrap()).unwrap();
-        while stopped.try_recv() == Err(TryRecvError::Empty) {
-            work();
-        }
+        tell.send(this_thread()).unwrap();
+        while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {}
     });
     (told.recv().unwrap(), stop)
 }
 
-fn crew(member: Member) -> CrewState {
-    CrewState {
-        members: vec![member],
-        ..CrewState::default()
-    }
-}
-
-/// Whether a crew to which so many requests come counts as starved within 100 ticks.
-fn is_ever_starved(state: &mut CrewState, came: u64) -> bool {
-    (0..100).any(|_| {
-        std::thread::sleep(TICK);
-        state.is_starved(came)
-    })
-}
-
 #[test]
 fn who_could_run_and_hardly_does_is_starved_and_who_sleeps_is_not() {
-    let (hungry, _stop) = thread(Policy::Idle, || ());
-    let hogs = [thread(Policy::Other, || ()), thread(Policy::Other, || ())];
-    assert!(is_ever_starved(&mut crew(hungry), 0));
+    let looks = |state: &mut CrewState| {
+        (0..100).any(|_| {
+            std::thread::sleep(TICK);
+            state.is_starved()
+        })
+    };
+    let crew = |thread| CrewState {
+        members: vec![thread],
+        ..CrewState::default()
+    };
+    let (hungry, _stop) = busy(Policy::Idle);
+    let hogs = [busy(Policy::Other), busy(Policy::Other)];
+    assert!(looks(&mut crew(hungry)), "{:?}", has_run(hungry));
     // A thread that waits for work does not count as starved.
-    let (wait, waits) = channel::<()>();
-    let (sleeper, _stop) = thread(Policy::Idle, move || {
+    let (wait, waits) = std::sync::mpsc::channel::<()>();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        tell.send(this_thread()).unwrap();
         let _ = waits.recv();
     });
-    while stat_of(sleeper.id).unwrap().field(STATE) != Some("S") {}
-    assert!(!is_ever_starved(&mut crew(sleeper), 0));
+    let sleeper = told.recv().unwrap();
+    while stat_of(sleeper).unwrap().field(STATE) != Some("S") {}
+    assert!(!looks(&mut crew(sleeper)));
     drop((hogs, wait));
-}
-
-/// A thread that wakes up for a request now and then is never seen stuck for a long time. Its
-/// requests are nevertheless slow.
-#[test]
-fn who_waits_for_the_cpu_at_each_request_is_starved_whatever_comes() {
-    let (hungry, _stop) = thread(Policy::Idle, || {
-        std::thread::sleep(Duration::from_millis(2));
-    });
-    // Beside a thread of the lowest priority it runs now and then, late each time.
-    let mut polite = false;
-    let (_, _hog) = thread(Policy::Other, move || {
-        if !std::mem::replace(&mut polite, true) {
-            rustix::process::setpriority_process(None, 19).unwrap();
-        }
-    });
-    let mut state = crew(hungry);
-    assert!((0..20).any(|_| is_ever_starved(&mut state, MANY)));
 }
 
 #[test]
