@@ -37,7 +37,9 @@ PROGRAMS = [
     ("rm -rf of a new tree", "", 'tar xf "$IN/src.tar"', "exec rm -rf src"),
 ]
 ENV = dict(os.environ, GIT_CONFIG_GLOBAL="/dev/null", GIT_CONFIG_NOSYSTEM="1", GIT_TERMINAL_PROMPT="0",
-           GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0="safe.directory", GIT_CONFIG_VALUE_0="*", HOME="/nonexistent")
+           GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0="safe.directory", GIT_CONFIG_VALUE_0="*", HOME="/nonexistent",
+           # strace does not see what node does through io_uring.
+           UV_USE_IO_URING="0")
 
 INPUT = r"""
 for d in $(seq 20); do mkdir -p src/d$d; for f in $(seq 25); do echo "int f$f;" >src/d$d/f$f.c; done; done
@@ -105,13 +107,16 @@ class Kernel:
         self.top, self.passes = top, passes
         self.sent = collections.Counter()
         self.names, self.absent = {top}, set()
-        # Directories whose attributes are not known any more.
-        self.stale = set()
+        # Files and directories whose attributes are not known any more, and those whose access time.
+        self.stale, self.stale_atime = set(), set()
+        # Directories whose listing is known, and files whose time of birth is.
+        self.listed, self.born = set(), set()
         # Files of which the kernel has the data, or has asked for the capability.
         self.has_data, self.asked = set(), set()
         self.appended = set()
-        self.present = {top}
+        self.present, self.dirs = {top}, {top}
         for where, dirs, files in os.walk(top):
+            self.dirs.update(f"{where}/{name}" for name in dirs)
             self.present.update(f"{where}/{name}" for name in dirs + files)
         # Files that have not been copied up.
         self.lower = set(self.present)
@@ -138,12 +143,36 @@ class Kernel:
             self.sent["GETATTR"] += 1
             self.stale.discard(path)
 
+    def stat(self, path, with_birth):
+        self.look(path)
+        if path not in self.present:
+            return
+        is_stale = path in self.stale or path in self.stale_atime
+        if with_birth and (is_stale or path not in self.born):
+            self.sent["STATX"] += 1
+            self.born.add(path)
+        elif is_stale:
+            self.sent["GETATTR"] += 1
+        self.stale.discard(path)
+        self.stale_atime.discard(path)
+
+    def list(self, path, ends):
+        """One getdents(2)."""
+        if path in self.listed:
+            return
+        self.sent["READDIRPLUS"] += 1
+        self.names.update(p for p in self.present if os.path.dirname(p) == path)
+        self.stale_atime.add(path)
+        if ends:
+            self.listed.add(path)
+
     def change(self, path):
         """A change of the directory of `path`: the permission check needs its attributes."""
         where = os.path.dirname(path)
         self.look(where)
         self.attributes(where)
         self.stale.add(where)
+        self.listed.discard(where)
 
     def make(self, path, kind):
         self.change(path)
@@ -152,6 +181,16 @@ class Kernel:
         self.present.add(path)
         self.names.add(path)
         self.absent.discard(path)
+        if kind == "MKDIR":
+            self.dirs.add(path)
+
+    def exists(self, path):
+        """A name that was to be made and exists: it is looked up again, which brings its attributes."""
+        self.look(os.path.dirname(path))
+        self.sent["LOOKUP"] += 1
+        self.names.add(path)
+        self.stale.discard(path)
+        self.stale_atime.discard(path)
 
     def remove(self, path, kind):
         self.look(path)
@@ -162,7 +201,8 @@ class Kernel:
         self.absent.add(path)
 
     def forget(self, path):
-        for known in (self.present, self.names, self.stale, self.has_data, self.asked):
+        for known in (self.present, self.names, self.stale, self.stale_atime, self.has_data, self.asked, self.dirs,
+                      self.listed, self.born):
             known.discard(path)
 
     def open(self, path, flags):
@@ -173,15 +213,13 @@ class Kernel:
             known = "O_EXCL" not in flags and path in self.absent
             self.make(path, "CREATE" if self.passes else "MKNOD")
             self.sent["LOOKUP"] -= known
-            self.has_data.add(path)
             self.sent["RELEASE"] += self.passes
             return
         self.look(path)
-        if path not in self.present or os.path.isdir(path) or "O_PATH" in flags:
+        if path not in self.present or path in self.dirs or "O_PATH" in flags:
             return
         if "O_TRUNC" in flags:
             self.set_attributes(path)
-            self.has_data.add(path)
         if self.passes and path not in self.absent:
             self.sent["OPEN"] += 1
             self.sent["RELEASE"] += 1
@@ -203,15 +241,18 @@ class Kernel:
         self.stale.add(path)
         # Files that are open with O_APPEND are not passed through.
         self.sent["WRITE"] += not self.passes or path in self.appended
+        # A page that is written in part is read later.
+        self.has_data.discard(path)
 
     def read(self, path):
         # Files of a lower are not passed through.
         if path not in self.has_data and (path in self.lower or not self.passes):
             self.sent["READ"] += 1
             self.has_data.add(path)
+            self.stale_atime.add(path)
 
 
-CALL = re.compile(r"^(\d+\.\d+) (\w+)\((.*)\) += (-?\d+|\?)(?:<([^>]*)>)?(.*)$")
+CALL = re.compile(r"^(\d+\.\d+) (\w+)\((.*)\) += (0x[0-9a-f]+|-?\d+|\?)(?:<([^>]*)>)?(.*)$")
 TEXT = re.compile(r'"((?:[^"\\]|\\.)*)"')
 FD = re.compile(r"^(?:AT_FDCWD|\d+)<([^>]*)>")
 TRACED = "%file,%desc,%process,fchdir"
@@ -250,9 +291,16 @@ def trace(top, script, inputs):
         yield name, args, result, cwd[pid]
 
 
-def paths(args, cwd):
+OF_DESCRIPTORS = {"read", "pread64", "readv", "write", "pwrite64", "writev", "getdents64", "ioctl", "fgetxattr",
+                  "flistxattr", "fsetxattr", "fremovexattr", "copy_file_range", "lseek", "fallocate"}
+
+
+def paths(name, args, cwd):
     """The paths of a call: names, each after the directory it is relative to, or a descriptor."""
     found, where = [], cwd
+    if name in OF_DESCRIPTORS:
+        # A text is data, or the name of an xattr.
+        return [part[1] for part in re.finditer(r"\b\d+<([^>]*)>", args)]
     for part in re.finditer(r'(?:AT_FDCWD|\b\d+)<([^>]*)>|"((?:[^"\\]|\\.)*)"', args):
         if part[2] is None:
             where = part[1]
@@ -277,9 +325,8 @@ def least(inputs, program, passes):
             # The mount has made these itself.
             kernel.names |= kernel.present
             kernel.lower.clear()
-        shown = set()
         for name, args, result, cwd in trace(top, script, inputs):
-            apply(kernel, name, args, result, paths(args, cwd), shown)
+            apply(kernel, name, args, result, paths(name, args, cwd))
         return +kernel.sent
 
 
@@ -289,7 +336,7 @@ MADE = {"mkdir": "MKDIR", "mkdirat": "MKDIR", "symlink": "SYMLINK", "symlinkat":
         "mknod": "MKNOD", "link": "LINK", "linkat": "LINK"}
 
 
-def apply(kernel, name, args, result, where, shown):
+def apply(kernel, name, args, result, where):
     """Adds the messages of one system call."""
     if not where or not any(kernel.inside(path) for path in where):
         return
@@ -297,9 +344,8 @@ def apply(kernel, name, args, result, where, shown):
     if name in ("open", "openat", "creat"):
         flags = args + ("O_CREAT|O_TRUNC" if name == "creat" else "")
         kernel.look(path) if failed else kernel.open(path, flags)
-        shown.discard(path)
     elif name in MADE:
-        kernel.look(where[-1]) if failed else kernel.make(where[-1], MADE[name])
+        kernel.exists(where[-1]) if failed else kernel.make(where[-1], MADE[name])
     elif name in ("unlink", "unlinkat", "rmdir"):
         is_dir = name == "rmdir" or "AT_REMOVEDIR" in args
         kernel.look(path) if failed else kernel.remove(path, "RMDIR" if is_dir else "UNLINK")
@@ -313,11 +359,11 @@ def apply(kernel, name, args, result, where, shown):
         kernel.sent["RENAME"] += 1
         if new in kernel.present:
             kernel.sent["FORGET"] += 1
-        for known in (kernel.present, kernel.names, kernel.has_data, kernel.asked, kernel.absent):
+        for known in (kernel.present, kernel.names, kernel.has_data, kernel.asked, kernel.dirs, kernel.listed,
+                      kernel.born, kernel.lower):
             moved = {p for p in known if p == old or p.startswith(old + "/")}
             known -= moved
-            if known is not kernel.absent:
-                known |= {new + p[len(old):] for p in moved}
+            known |= {new + p[len(old):] for p in moved}
         kernel.absent.add(old)
         kernel.absent.discard(new)
         # Its ctime has changed (`fuse_rename_common`).
@@ -325,38 +371,32 @@ def apply(kernel, name, args, result, where, shown):
         kernel.stale.add(new)
     elif name in STATS:
         kernel.look(path)
-        if not failed:
-            if name == "statx" and ("STATX_BTIME" in args or "STATX_ALL" in args):
-                kernel.sent["STATX"] += 1
-            elif name.startswith("readlink"):
-                kernel.sent["READLINK"] += path not in kernel.has_data
-                kernel.has_data.add(path)
-            elif not name.startswith("access") and not name.startswith("faccess"):
-                kernel.attributes(path)
+        if name.startswith("readlink") and not failed:
+            kernel.sent["READLINK"] += path not in kernel.has_data
+            kernel.has_data.add(path)
+        elif "stat" in name and not failed:
+            kernel.stat(path, name == "statx" and ("STATX_BTIME" in args or "STATX_ALL" in args))
     elif name in SETS and not failed:
-        if "chown" in name and os.path.isfile(path):
-            kernel.capability(path)
+        if "chown" in name and path not in kernel.dirs:
+            kernel.sent["GETXATTR"] += 1
         kernel.set_attributes(path)
     elif name in ("write", "pwrite64", "writev") and not failed:
         kernel.write(path)
     elif name in ("read", "pread64", "readv", "mmap") and not failed and result != "0":
         if name != "mmap" or "MAP_ANONYMOUS" not in args:
             kernel.read(path)
-    elif name == "getdents64" and path not in shown:
-        # The second one learns that the listing has ended.
-        kernel.sent["READDIRPLUS"] += 2
-        shown.add(path)
-        kernel.names.update(p for p in kernel.present if os.path.dirname(p) == path)
+    elif name == "getdents64" and not failed:
+        kernel.list(path, ends=result == "0")
     elif name in ("getxattr", "lgetxattr", "fgetxattr"):
         kernel.look(path)
         kernel.sent["GETXATTR"] += 1
     elif name in ("listxattr", "llistxattr", "flistxattr"):
         kernel.look(path)
         kernel.sent["LISTXATTR"] += 1
-    elif name == "ioctl" and "FICLONE" not in args and os.path.isfile(path):
+    elif name == "ioctl" and "FICLONE" not in args and path not in kernel.dirs:
         kernel.sent["IOCTL"] += 1
     elif name in ("fsync", "fdatasync") and not failed:
-        kernel.sent["FSYNCDIR" if os.path.isdir(path) else "FSYNC"] += 1
+        kernel.sent["FSYNCDIR" if path in kernel.dirs else "FSYNC"] += 1
     elif name in ("setxattr", "lsetxattr", "fsetxattr"):
         kernel.sent["SETXATTR"] += 1
     elif name in ("removexattr", "lremovexattr", "fremovexattr"):
