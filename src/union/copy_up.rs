@@ -145,7 +145,7 @@ pub(crate) struct CopyUp<'u> {
 impl Union {
     /// Whether a change of `ino` first copies data up, which is too slow for a request thread.
     pub fn needs_copy_up(&self, ino: Ino, change: Change) -> bool {
-        if self.metacopies && change == Change::Metadata {
+        if change == Change::Metadata && self.always_metacopies() {
             return false;
         }
         self.stack.is_writable()
@@ -155,9 +155,15 @@ impl Union {
                 .is_some_and(|inode| inode.kind == FileKind::Regular && !inode.is_copied_up())
     }
 
+    /// Whether a change of metadata never copies data. Where users with fewer rights own a layer, it
+    /// may: see [`CopyUp::may_be_metacopy`].
+    fn always_metacopies(&self) -> bool {
+        self.metacopies && !self.stack.has_foreign_layer()
+    }
+
     /// As [`Self::needs_copy_up`], for a new name of the file with this name.
     pub fn needs_copy_up_name(&self, parent: Ino, name: &[u8]) -> bool {
-        if self.metacopies || !is_valid_name(name) {
+        if self.always_metacopies() || !is_valid_name(name) {
             return false;
         }
         let found = self
@@ -471,18 +477,19 @@ impl CopyUp<'_> {
         };
         let at = At::fd(fd.as_fd()).recorded_as(upper.records());
         let copied = self.copy_data(inode, source, size, &fd);
-        if copied.is_err() {
+        let sized = if copied.is_ok() {
+            rustix::fs::ftruncate(&fd, size.map_or(before.size, |s| s.min(before.size)))
+        } else {
             give_space_back(&fd, before.size);
-        }
-        // Writing drops the capability and changes the time, also if it fails.
+            Ok(())
+        };
+        // All of this drops the capability and changes the time, also if it fails.
         let restored = capability.map_or(Ok(()), |value| {
             at.set_xattr(CAPABILITY, &value, XattrFlags::empty())
         });
         let times = at.set_times(&timestamps(before.atime, before.mtime));
         copied?;
-        restored.and(times)?;
-        rustix::fs::ftruncate(&fd, size.map_or(before.size, |s| s.min(before.size)))?;
-        at.set_times(&timestamps(before.atime, before.mtime))?;
+        sized.and(restored).and(times)?;
         if size.is_some_and(|size| size < before.size) {
             at.set_times(&MODIFIED_NOW)?;
         }

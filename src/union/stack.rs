@@ -48,6 +48,7 @@ pub(crate) struct Stack {
     is_quiet: bool,
     owners: Owners,
     has_records: bool,
+    has_foreign_layer: bool,
     /// Finds origins, if the server itself may not.
     finder: OnceLock<FindOrigin>,
 }
@@ -79,6 +80,8 @@ impl Stack {
             Some(spec) => Some(open_upper(spec)?),
             None => None,
         };
+        let has_foreign_layer = layers.all_layers().any(|layer| layer.is_foreign)
+            || upper.as_ref().is_some_and(|upper| upper.layer.is_foreign);
         let is_recorded = |layer: &Layer| layer.dialect.records != Records::Ignored;
         let has_records = layers.all_layers().any(is_recorded)
             || upper
@@ -98,6 +101,7 @@ impl Stack {
             is_quiet: spec.upper.as_ref().is_some_and(|u| u.layer.dir.is_quiet()),
             owners: options.owners.clone(),
             has_records,
+            has_foreign_layer,
             finder: OnceLock::new(),
         };
         stack.name_max = stack.longest_name();
@@ -175,6 +179,11 @@ impl Stack {
     /// Returns the longest name that any layer allows, in bytes.
     pub fn name_max(&self) -> usize {
         self.name_max
+    }
+
+    /// Whether a layer belongs to a user with fewer rights.
+    pub fn has_foreign_layer(&self) -> bool {
+        self.has_foreign_layer
     }
 
     /// Whether files of the lowers may be passed to the kernel: they are in private mounts, of a

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD};
 use testkit::fixture::Fixture;
-use testkit::layers::{Layer, big_data};
+use testkit::layers::{Layer, big_data, net_raw_capability, set_xattr};
 use testkit::mount::{Fs, KERNEL, Mounted, Scratch, Stack, UNIONFS};
 use testkit::need::has_tools;
 use testkit::strace::Trace;
@@ -155,6 +155,30 @@ fn the_first_change_of_data_completes_the_copy() {
 
 /// Files that move or get further names stay metacopies, with a redirect. A name over the old one is
 /// another file.
+/// With passthrough, the open for writing gives a metacopy its data. It loses nothing by that.
+#[test]
+fn an_open_for_writing_keeps_capability_and_times() {
+    need_mounts!();
+    let mut f = union(&Fs::Unionfs("metacopy=on,io=passthrough"));
+    let low = f.stack.lowers[0].join("f");
+    set_xattr(&low, b"security.capability", &net_raw_capability());
+    f.remount();
+    f.ok("chmod f 711");
+    assert!(is_metacopy(&f, "f"));
+    let seen = |f: &Fixture| {
+        let meta = f.upper("f").metadata().unwrap();
+        let capability = tree::xattr(&f.upper("f"), b"security.capability").ok();
+        (meta.mtime(), meta.mtime_nsec(), capability)
+    };
+    let before = seen(&f);
+    assert!(before.2.is_some());
+    drop(OpenOptions::new().write(true).open(f.at("f")).unwrap());
+    assert!(tree::xattr(&f.upper("f"), MARKER).is_err());
+    assert_data(f.root(), &["f"]);
+    assert_eq!(seen(&f), before);
+    f.lowers_are_changed_by_the_test();
+}
+
 #[test]
 fn renames_and_links_copy_no_data() {
     need_mounts!();
