@@ -1,5 +1,6 @@
-//! Saves images of any store, or of another archive ([`repack`]), as an archive: an OCI layout in a tar and, unless only that is wanted,
-//! the manifest of `docker save` beside it, as Docker writes it since version 25.
+//! Saves images of any store, or one of another archive ([`repack`]), as an archive: an OCI layout
+//! in a tar and, unless only that is wanted, the manifest of `docker save` beside it, as Docker
+//! writes it since version 25.
 //!
 //! Layers are rebuilt from their files and their tar-split, or are the blobs that containerd's
 //! store has kept, so they have the same bytes as when they were stored, uncompressed. A layer with
@@ -104,11 +105,7 @@ pub fn repack(
     out: impl Write,
     progress: &dyn Fn(Progress<'_, &Digest>),
 ) -> Result<()> {
-    let mut archive = Archive {
-        tar: Builder::new(out),
-        written: HashMap::new(),
-        progress,
-    };
+    let mut archive = Archive::begin(out, progress);
     let mut sizes = Vec::with_capacity(image.image.layers.len());
     for (diff_id, blob) in image.image.diff_ids.iter().zip(&image.image.layers) {
         let size = match archive.written.get(diff_id) {
@@ -117,15 +114,8 @@ pub fn repack(
         };
         sizes.push((*diff_id, size));
     }
-    let (mut index, mut docker) = (Vec::new(), Vec::new());
-    archive.described(
-        &sizes,
-        &image.image.config,
-        &image.names,
-        &mut index,
-        &mut docker,
-    )?;
-    archive.finish(&index, docker, format)
+    archive.described(&sizes, &image.image.config, &image.names)?;
+    archive.finish(format)
 }
 
 /// Writes an archive of images. Nothing is staged: the caller must not give the file its name
@@ -139,22 +129,21 @@ pub fn save(
     out: impl Write,
     progress: &dyn Fn(Progress<'_, &Digest>),
 ) -> Result<()> {
-    let mut archive = Archive {
-        tar: Builder::new(out),
-        written: HashMap::new(),
-        progress,
-    };
-    let (mut index, mut docker) = (Vec::new(), Vec::new());
+    let mut archive = Archive::begin(out, progress);
     for outgoing in images {
-        archive.image(outgoing, &mut index, &mut docker)?;
+        archive.image(outgoing)?;
     }
-    archive.finish(&index, docker, format)
+    archive.finish(format)
 }
 
 struct Archive<'p, W: Write> {
     tar: Builder<W>,
     /// The blobs that the archive contains, with their lengths.
     written: HashMap<Digest, u64>,
+    /// The entries of index.json.
+    index: Vec<Value>,
+    /// The entries of Docker's manifest.json.
+    docker: Vec<Value>,
     progress: &'p dyn Fn(Progress<'_, &Digest>),
 }
 
@@ -170,13 +159,18 @@ fn descriptor(kind: &str, digest: &Digest, size: u64) -> Value {
     })
 }
 
-impl<W: Write> Archive<'_, W> {
-    fn image(
-        &mut self,
-        outgoing: &Outgoing<'_>,
-        index: &mut Vec<Value>,
-        docker: &mut Vec<Value>,
-    ) -> Result<()> {
+impl<'p, W: Write> Archive<'p, W> {
+    fn begin(out: W, progress: &'p dyn Fn(Progress<'_, &Digest>)) -> Self {
+        Self {
+            tar: Builder::new(out),
+            written: HashMap::new(),
+            index: Vec::new(),
+            docker: Vec::new(),
+            progress,
+        }
+    }
+
+    fn image(&mut self, outgoing: &Outgoing<'_>) -> Result<()> {
         let mut sizes = Vec::new();
         for layer in &outgoing.image.layers {
             let size = match self.written.get(&layer.diff_id) {
@@ -186,19 +180,21 @@ impl<W: Write> Archive<'_, W> {
             sizes.push((layer.diff_id, size));
         }
         let (_, config) = outgoing.store.config_bytes(&outgoing.image.id)?;
-        self.described(&sizes, &config, &outgoing.names, index, docker)
+        self.described(&sizes, &config, &outgoing.names)
     }
 
     /// Writes the index, and for Docker its manifest.
-    fn finish(mut self, index: &[Value], docker: Vec<Value>, format: Format) -> Result<()> {
+    fn finish(mut self, format: Format) -> Result<()> {
         self.file("oci-layout", &json!({"imageLayoutVersion": "1.0.0"}))?;
         let media = "application/vnd.oci.image.index.v1+json";
+        let manifests = std::mem::take(&mut self.index);
         self.file(
             "index.json",
-            &json!({"schemaVersion": 2, "mediaType": media, "manifests": index}),
+            &json!({"schemaVersion": 2, "mediaType": media, "manifests": manifests}),
         )?;
         if format == Format::Docker {
-            self.file("manifest.json", &Value::Array(docker))?;
+            let images = std::mem::take(&mut self.docker);
+            self.file("manifest.json", &Value::Array(images))?;
         }
         let mut out = self.tar.into_inner().map_err(Error::Write)?;
         out.flush().map_err(Error::Write)
@@ -211,8 +207,6 @@ impl<W: Write> Archive<'_, W> {
         layers: &[(Digest, u64)],
         config: &[u8],
         names: &[Reference],
-        index: &mut Vec<Value>,
-        docker: &mut Vec<Value>,
     ) -> Result<()> {
         let id = self.blob(config)?;
         let config_descriptor = descriptor("config.v1+json", &id, config.len() as u64);
@@ -234,13 +228,13 @@ impl<W: Write> Archive<'_, W> {
                 "io.containerd.image.name": name.to_string(),
                 "org.opencontainers.image.ref.name": name.tag().unwrap_or("latest"),
             });
-            index.push(entry.clone());
+            self.index.push(entry.clone());
         }
         if names.is_empty() {
-            index.push(entry);
+            self.index.push(entry);
         }
         let tags: Vec<String> = names.iter().map(Reference::key).collect();
-        docker.push(json!({
+        self.docker.push(json!({
             "Config": path(&id),
             "RepoTags": if tags.is_empty() { Value::Null } else { json!(tags) },
             "Layers": paths,

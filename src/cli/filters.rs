@@ -21,8 +21,8 @@ use super::times;
 
 /// A condition of `--filter` of one command.
 pub(super) trait Condition: Sized {
-    /// The keys, for messages.
-    const KEYS: &'static [&'static str];
+    /// The keys, for messages, in groups.
+    const KEYS: &'static [&'static [&'static str]];
 
     /// Returns the condition of a key. `None`: the command does not have the key.
     fn of(key: &str, value: &str) -> Option<Result<Self, String>>;
@@ -32,7 +32,7 @@ pub(super) trait Condition: Sized {
     /// # Errors
     /// A message for an unknown key or a wrong value. It lists the keys of the command.
     fn parse(text: &str) -> Result<Self, String> {
-        let known = || Self::KEYS.join(", ");
+        let known = || Self::KEYS.concat().join(", ");
         let (key, value) = text
             .split_once('=')
             .ok_or_else(|| format!("write KEY=VALUE; keys are {}", known()))?;
@@ -91,13 +91,13 @@ mod tests {
             assert!(C::parse(text).is_err(), "{text}");
         }
         // Each key that a message names exists.
-        for key in C::KEYS {
+        for key in C::KEYS.concat() {
             assert!(C::of(key, "x").is_some(), "{key}");
         }
         let Err(message) = C::parse("colour=red") else {
             panic!("colour is no key");
         };
-        assert!(message.contains(C::KEYS[0]), "{message}");
+        assert!(message.contains(C::KEYS[0][0]), "{message}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Conditions on the rows of `unionfs df`.
 
+use super::images::IMAGE_KEYS;
 use super::{Condition, ImageFilter};
 
 /// A condition on a row.
@@ -23,18 +24,7 @@ pub(in crate::cli) enum Kind {
 }
 
 impl Condition for DfFilter {
-    const KEYS: &'static [&'static str] = &[
-        "kind",
-        "name",
-        "reference",
-        "label",
-        "label!",
-        "before",
-        "since",
-        "until",
-        "dangling",
-        "store",
-    ];
+    const KEYS: &'static [&'static [&'static str]] = &[&["kind", "name"], IMAGE_KEYS];
 
     fn of(key: &str, value: &str) -> Option<Result<Self, String>> {
         match key {

@@ -22,7 +22,8 @@ pub(in crate::cli) enum StepFilter {
 }
 
 impl Condition for StepFilter {
-    const KEYS: &'static [&'static str] = &["created-by", "comment", "empty", "since", "until"];
+    const KEYS: &'static [&'static [&'static str]] =
+        &[&["created-by", "comment", "empty", "since", "until"]];
 
     fn of(key: &str, value: &str) -> Option<Result<Self, String>> {
         Some(match key {

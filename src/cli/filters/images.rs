@@ -29,17 +29,20 @@ pub(in crate::cli) enum ImageFilter {
     Store(String),
 }
 
+/// The keys of conditions on images.
+pub(super) const IMAGE_KEYS: &[&str] = &[
+    "reference",
+    "label",
+    "label!",
+    "before",
+    "since",
+    "until",
+    "dangling",
+    "store",
+];
+
 impl Condition for ImageFilter {
-    const KEYS: &'static [&'static str] = &[
-        "reference",
-        "label",
-        "label!",
-        "before",
-        "since",
-        "until",
-        "dangling",
-        "store",
-    ];
+    const KEYS: &'static [&'static [&'static str]] = &[IMAGE_KEYS];
 
     fn of(key: &str, value: &str) -> Option<Result<Self, String>> {
         Some(match key {
@@ -61,10 +64,10 @@ impl Condition for ImageFilter {
 pub(in crate::cli) struct ForPrune(pub(in crate::cli) ImageFilter);
 
 impl Condition for ForPrune {
-    const KEYS: &'static [&'static str] = &["until", "label", "label!"];
+    const KEYS: &'static [&'static [&'static str]] = &[&["until", "label", "label!"]];
 
     fn of(key: &str, value: &str) -> Option<Result<Self, String>> {
-        if !Self::KEYS.contains(&key) {
+        if !Self::KEYS.concat().contains(&key) {
             return None;
         }
         Some(ImageFilter::of(key, value)?.map(Self))

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::images::IMAGE_KEYS;
 use super::{Condition, ImageFilter, Presence};
 use crate::cli::error::Usage;
 use unionfs::oci::Digest;
@@ -18,17 +19,7 @@ pub(in crate::cli) enum LayerFilter {
 }
 
 impl Condition for LayerFilter {
-    const KEYS: &'static [&'static str] = &[
-        "reference",
-        "label",
-        "label!",
-        "before",
-        "since",
-        "until",
-        "dangling",
-        "store",
-        "shared",
-    ];
+    const KEYS: &'static [&'static [&'static str]] = &[IMAGE_KEYS, &["shared"]];
 
     fn of(key: &str, value: &str) -> Option<Result<Self, String>> {
         match key {

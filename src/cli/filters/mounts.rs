@@ -23,7 +23,7 @@ const STATES: [(&str, &str); 6] = [
 ];
 
 impl Condition for MountFilter {
-    const KEYS: &'static [&'static str] = &["status", "name", "image", "mountpoint"];
+    const KEYS: &'static [&'static [&'static str]] = &[&["status", "name", "image", "mountpoint"]];
 
     fn of(key: &str, value: &str) -> Option<Result<Self, String>> {
         let text = value.to_owned();
