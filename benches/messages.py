@@ -19,6 +19,8 @@ import subprocess
 import tempfile
 import time
 
+import pages
+
 # The position of the table in docs/BUDGETS.md.
 BEGIN, END = "<!-- table of `just messages --publish` -->", "<!-- end of the table -->"
 PAGE = pathlib.Path(__file__).parent.parent / "docs/BUDGETS.md"
@@ -423,12 +425,6 @@ def line(name, mode, sent, forced):
     return f"| {name} | {mode} | {sum(sent.values()):,} | {sum(forced.values()):,} | {cells} |"
 
 
-def publish(text):
-    before, rest = PAGE.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("unionfs", metavar="UNIONFS", type=os.path.abspath)
@@ -453,7 +449,7 @@ def main():
                 lines.append(line(program[0], mode, sent, forced))
                 print(lines[-1], flush=True)
     if args.publish:
-        publish("\n".join(lines))
+        pages.publish(PAGE, BEGIN, END, "\n".join(lines))
 
 
 main()

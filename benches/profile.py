@@ -20,6 +20,8 @@ import sys
 import tempfile
 import time
 
+import pages
+
 COUNT = 3000
 
 
@@ -222,10 +224,7 @@ def table(rows):
 def publish(out, text):
     for name in PUBLISHED:
         shutil.copy(out / f"flame-{name}.svg", DOCS / "bench")
-    page = DOCS / "PROFILE.md"
-    before, rest = page.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    pages.publish(DOCS / "PROFILE.md", BEGIN, END, text)
 
 
 def main():

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::blob::{Hashing, Pipeline};
 use super::contents::{Contents, Incoming, LayerBlob, Wanted, contents};
 use super::error::{Error, Result};
+use super::layer_stream::LayerEntry;
 use super::source::Source;
 use crate::layer_tar::{self, Limits, Unpacked};
 use crate::oci::text::excerpt;
@@ -188,77 +188,21 @@ impl<'a> Loading<'a> {
         diff_id: &Digest,
         staged: &mut StagedLayer<'_>,
     ) -> Result<Unpacked> {
-        let shown = excerpt(blob.path.as_bytes());
-        let unpacked = self.unpack(blob, diff_id, staged)?;
-        if unpacked.diff_id != *diff_id {
-            return Err(Error::Digest {
-                archive: self.source.name().to_owned(),
-                entry: shown,
-                expected: *diff_id,
-                actual: unpacked.diff_id,
-            });
-        }
-        Ok(unpacked)
-    }
-
-    fn unpack(
-        &self,
-        blob: &LayerBlob,
-        diff_id: &Digest,
-        staged: &mut StagedLayer<'_>,
-    ) -> Result<Unpacked> {
         let shown = || excerpt(blob.path.as_bytes());
-        let entry = self.source.open_entry(&blob.path)?;
-        let entry = entry.ok_or_else(|| Error::Missing {
-            archive: self.source.name().to_owned(),
-            entry: shown(),
-        })?;
-        let bytes = entry.len();
-        if blob.size.is_some_and(|declared| declared != bytes) {
-            let what = format!("{bytes} bytes, not the {} declared", blob.size.unwrap_or(0));
-            return Err(Error::entry(self.source.name(), &shown(), what));
-        }
+        let entry = LayerEntry::open(self.source, blob)?;
         // The unpacked layer is not smaller; its files are counted while they are unpacked.
         let room = FreeSpace::of(staged.diff());
         let room =
             room.map_err(|e| store::Error::io("ask for the space of", &staged.diff_path(), e))?;
-        if bytes > room.bytes {
+        if entry.size() > room.bytes {
             return Err(layer_tar::Error::NoRoom {
                 entry: shown(),
-                needed: bytes,
+                needed: entry.size(),
                 free: room.bytes,
             }
             .into());
         }
-        (self.progress)(Progress::Begin {
-            item: diff_id,
-            size: bytes,
-            have: 0,
-        });
-        let failed = |error| Error::read(self.source.name(), error);
-        let counter = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
-        let passed = {
-            let counter = counter.clone();
-            move |bytes| {
-                counter.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
-            }
-        };
-        let hashing = match &blob.digest {
-            None => Hashing::No,
-            // The unpacker computes this digest, unless the data with this digest is compressed.
-            Some(digest) if digest == diff_id => Hashing::Compressed,
-            Some(_) => Hashing::Yes,
-        };
-        let pipeline = Pipeline::start(entry, hashing, passed).map_err(failed)?;
-        let mut stream = Told {
-            pipeline,
-            tell: || {
-                (self.progress)(Progress::Advance {
-                    item: diff_id,
-                    count: counter.swap(0, std::sync::atomic::Ordering::Relaxed),
-                });
-            },
-        };
+        let mut stream = entry.start(diff_id, self.progress)?;
         let unpacked = staged.unpack(&mut stream, self.limits);
         let unpacked = unpacked.map_err(|error| Error::Layer {
             archive: self.source.name().to_owned(),
@@ -266,28 +210,7 @@ impl<'a> Loading<'a> {
             diff_id: *diff_id,
             source: Box::new(error),
         })?;
-        let actual = stream.pipeline.finish().map_err(failed)?;
-        match (blob.digest, actual) {
-            (Some(expected), Some(actual)) if expected != actual => Err(Error::Digest {
-                archive: self.source.name().to_owned(),
-                entry: shown(),
-                expected,
-                actual,
-            }),
-            _ => Ok(unpacked),
-        }
-    }
-}
-
-/// Reports progress from the thread that is allowed to.
-struct Told<F> {
-    pipeline: Pipeline,
-    tell: F,
-}
-
-impl<F: FnMut()> std::io::Read for Told<F> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        (self.tell)();
-        self.pipeline.read(buf)
+        stream.finish(unpacked.diff_id)?;
+        Ok(unpacked)
     }
 }

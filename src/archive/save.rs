@@ -9,16 +9,14 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, Header};
 
-use super::blob::{Hashing, Pipeline};
 use super::contents::{Incoming, LayerBlob};
 use super::error::{Error, Result};
+use super::layer_stream::LayerEntry;
 use super::source::Source;
 use crate::layer_tar::{self, Limits};
 use crate::oci::text::excerpt;
@@ -347,72 +345,25 @@ fn expand(
     progress: &dyn Fn(Progress<'_, &Digest>),
 ) -> Result<u64> {
     let source = image.source;
-    let shown = || excerpt(blob.path.as_bytes());
-    let entry = source.open_entry(&blob.path)?;
-    let entry = entry.ok_or_else(|| Error::Missing {
-        archive: source.name().to_owned(),
-        entry: shown(),
-    })?;
-    let bytes = entry.len();
-    if blob.size.is_some_and(|declared| declared != bytes) {
-        let what = format!("{bytes} bytes, not the {} declared", blob.size.unwrap_or(0));
-        return Err(Error::entry(source.name(), &shown(), what));
-    }
-    progress(Progress::Begin {
-        item: diff_id,
-        size: bytes,
-        have: 0,
-    });
+    let mut stream = LayerEntry::open(source, blob)?.start(diff_id, progress)?;
     let failed = |error| Error::read(source.name(), error);
-    let hashing = match &blob.digest {
-        None => Hashing::No,
-        Some(digest) if digest == diff_id => Hashing::Compressed,
-        Some(_) => Hashing::Yes,
-    };
-    let read = Arc::new(AtomicU64::new(0));
-    let passed = {
-        let read = Arc::clone(&read);
-        move |bytes| {
-            read.fetch_add(bytes, Ordering::Relaxed);
-        }
-    };
-    let mut pipeline = Pipeline::start(entry, hashing, passed).map_err(failed)?;
     let (mut hash, mut size, mut out) = (Sha256::new(), 0u64, file);
     let mut buffer = vec![0; CHUNK];
     loop {
         interrupt::check().map_err(|error| failed(error.into()))?;
-        let got = io::Read::read(&mut pipeline, &mut buffer).map_err(failed)?;
+        let got = io::Read::read(&mut stream, &mut buffer).map_err(failed)?;
         if got == 0 {
             break;
         }
         size += got as u64;
         if size > image.limits.bytes {
             let what = format!("expands to more than {} bytes", image.limits.bytes);
-            return Err(Error::entry(source.name(), &shown(), what));
+            let entry = excerpt(blob.path.as_bytes());
+            return Err(Error::entry(source.name(), &entry, what));
         }
         hash.update(&buffer[..got]);
         out.write_all(&buffer[..got]).map_err(Error::Write)?;
-        progress(Progress::Advance {
-            item: diff_id,
-            count: read.swap(0, Ordering::Relaxed),
-        });
     }
-    let of_blob = pipeline.finish().map_err(failed)?;
-    let compared = [
-        (Some(*diff_id), Some(Digest::from_hash(hash))),
-        (blob.digest, of_blob),
-    ];
-    for pair in compared {
-        if let (Some(expected), Some(actual)) = pair
-            && expected != actual
-        {
-            return Err(Error::Digest {
-                archive: source.name().to_owned(),
-                entry: shown(),
-                expected,
-                actual,
-            });
-        }
-    }
+    stream.finish(Digest::from_hash(hash))?;
     Ok(size)
 }

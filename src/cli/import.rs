@@ -54,7 +54,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    own_store::is_named_by_store("import", root)?;
+    own_store::refuse_root("import", root)?;
     let name = own_store::new_name(&args.image)?;
     let from = if args.rootfs == Path::new("-") {
         "standard input".to_owned()

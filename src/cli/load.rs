@@ -70,7 +70,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    own_store::is_named_by_store("load", root)?;
+    own_store::refuse_root("load", root)?;
     let names = args.tag.iter().map(|name| own_store::new_name(name));
     let names = names.collect::<anyhow::Result<Vec<_>>>()?;
     let mut paths: Vec<Option<&Path>> = args.archives.iter().map(|path| Some(&**path)).collect();

@@ -14,7 +14,7 @@ use unionfs::store::{Error, Places, UnnamedLayer};
 
 /// Fails if `--root` was given to a command that only writes: it says where to look, never where to
 /// write.
-pub(super) fn is_named_by_store(command: &str, root: Option<&Path>) -> Result<(), Usage> {
+pub(super) fn refuse_root(command: &str, root: Option<&Path>) -> Result<(), Usage> {
     match root {
         Some(root) if STORE.get().is_none() => Err(Usage(format!(
             "--root only says where images are looked for, and {command} changes a store: write \

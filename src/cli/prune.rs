@@ -110,7 +110,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     if args.all && !args.force && !args.dry_run {
         confirm()?;
     }
-    own_store::is_named_by_store("prune", root)?;
+    own_store::refuse_root("prune", root)?;
     // A dry run makes no store, except beside changes of mounts without a name.
     let store = own_store::existing_or_changes()?;
     let mut cage = args.sandbox.cage("prune")?;

@@ -62,7 +62,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    own_store::is_named_by_store("pull", root)?;
+    own_store::refuse_root("pull", root)?;
     if args.tag.is_some() && args.images.len() > 1 {
         let text = "--tag names one image: pull one at a time";
         return Err(Usage(text.to_owned()).into());

@@ -31,7 +31,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    own_store::is_named_by_store("rm", root)?;
+    own_store::refuse_root("rm", root)?;
     let store = own_store::of_changes()?;
     let store = args.sandbox.cage("rm")?.enter_with_own(store)?;
     let store = own_store::lock(&store)?;

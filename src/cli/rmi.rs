@@ -41,7 +41,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    own_store::is_named_by_store("rmi", root)?;
+    own_store::refuse_root("rmi", root)?;
     for image in &args.images {
         short_names::learn(image);
     }

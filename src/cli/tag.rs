@@ -27,7 +27,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
-    own_store::is_named_by_store("tag", root)?;
+    own_store::refuse_root("tag", root)?;
     let names = args.names.iter().map(|name| own_store::new_name(name));
     let names = names.collect::<anyhow::Result<Vec<_>>>()?;
     let image = archive_names::resolve(&args.image, &args.sandbox, root)?;

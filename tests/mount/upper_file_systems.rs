@@ -141,13 +141,6 @@ fn ext4() {
 }
 
 #[test]
-fn ext4_without_user_xattrs() {
-    need_mounts!();
-    let place = need!(image(|dir| Disk::new(dir, "ext4", 32, "nouser_xattr")));
-    as_on_disk(&place, &[ANYWHERE]);
-}
-
-#[test]
 fn ext4_without_xattrs() {
     need_mounts!();
     let without = ["-O", "^ext_attr"];

@@ -8,7 +8,10 @@
 //! a countermeasure too many entries would wait in this ring, and all requests would go through the
 //! pool. So after each answer this thread asks the kernel for a request of our own, for which no
 //! caller waits (FUSE_NOTIFY_RETRIEVE of zero bytes of some file). The request arrives in that
-//! entry and stays unanswered until the entry is needed again. Such an entry is spare.
+//! entry and stays unanswered until the entry is needed again. Such an entry is spare. Some kernels
+//! accept the root directory as that file, others (6.18.44) require a regular file. Until they know
+//! one of this mount, all requests of the CPU may go through the pool, which costs time and nothing
+//! else.
 //!
 //! **Requests that wait in the kernel.** While no entry is free, the kernel keeps new requests. It
 //! hands out one of them with each answer of this CPU, and none for a newly registered entry. If
