@@ -22,8 +22,8 @@ use crate::layer::lower::{KnownDir, LowerDir};
 use crate::layer::markers::Escape;
 use crate::layer::types::FileKind;
 use crate::lowers::{
-    DataPlace, FileId, FoundIn, Gather, LayerEntry, LayerListing, Layers, LowerDirs, LowerFile,
-    LowerLookup, Lowers, MergedDir, Plain, Source,
+    DataPlace, FileId, FoundIn, Gather, LayerEntry, Layers, LowerDirs, LowerFile, LowerLookup,
+    Lowers, MergedDir, Names, Plain, Source,
 };
 use crate::sys::map::ReadOnly;
 use crate::sys::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -468,28 +468,27 @@ impl CatalogDir {
         (0..self.dir.part_count()).map(part).collect()
     }
 
-    /// Calls `each` with every entry; the lowers are merged already.
+    /// Calls `each` with every name, and its number, type and inode number in the union. The lowers
+    /// are merged already.
     fn entries(
         &self,
         number: impl Fn(u64, u64) -> u64,
-        mut each: impl FnMut(LayerEntry),
+        mut each: impl FnMut(&[u8], Listed),
     ) -> Result<()> {
         let view = &self.catalog.view;
         for index in self.dir.entries() {
             let record = view.record(index)?;
             let (_, kind) = view.place(&record)?;
             let root = self.catalog.layer_of(&record)?;
-            each(LayerEntry {
-                name: view.name(&record)?.into(),
-                kind,
-                ino: Some(number(root.stat.dev, record.ino.get())),
-                id: Some(FileId(index)),
-                whiteout: false,
-            });
+            let ino = number(root.stat.dev, record.ino.get());
+            each(view.name(&record)?, (FileId(index), kind, ino));
         }
         Ok(())
     }
 }
+
+/// The number of a name in the catalog, its type, and its inode number in the union.
+type Listed = (FileId, Option<FileKind>, u64);
 
 impl MergedDir for CatalogDir {
     fn parts(&self) -> usize {
@@ -550,21 +549,22 @@ impl MergedDir for CatalogDir {
         if !self.catalog.is_believed() {
             return self.catalog.layers.list(self.all()?, gather);
         }
-        let (mut entries, mut hides_below) = (Vec::new(), Vec::new());
-        let number = gather.numbers();
-        let gathered = self.entries(number, |entry| {
-            if gather.wants(&entry.name) {
-                entries.push(entry);
-                gather.bound(&mut entries, |entry| &entry.name, &mut hides_below);
-            }
+        let mut names = Names::default();
+        let gathered = self.entries(gather.numbers(), |name, known| {
+            names.add(gather, name, known);
         });
         match gathered {
             Ok(()) => {
-                gather.layer(LayerListing {
-                    found_in: FoundIn::Lower(0),
-                    entries,
-                    hides_below,
-                });
+                let entry = |name, (id, kind, ino)| {
+                    Ok(LayerEntry {
+                        name,
+                        kind,
+                        ino: Some(ino),
+                        id: Some(id),
+                        whiteout: false,
+                    })
+                };
+                gather.layer(names.finish(FoundIn::Lower(0), entry)?);
                 Ok(())
             }
             Err(damaged) => {

@@ -27,7 +27,7 @@ pub(super) fn reach_below(upper: &UpperSpec) -> Result<bool> {
         Err(e) => return Err(fail(e)),
     };
     let mut names = Vec::new();
-    read_dir(&index, |entry| names.push(entry.name)).map_err(fail)?;
+    read_dir(&index, |entry| names.push(Box::<[u8]>::from(entry.name))).map_err(fail)?;
     for name in names {
         let at = At::new(index.as_fd(), &name);
         let nlink = Markers::read(at, upper.layer.dialect).map_err(fail)?.nlink;

@@ -228,7 +228,7 @@ impl Tree {
         let wh_names = upper.takes_wh_names();
         let mut names = Vec::new();
         let read = upper.read(&self.fds, |entry| {
-            let name = &*entry.name;
+            let name = entry.name;
             match name.strip_prefix(WH_PREFIX) {
                 Some(_) if wh_names && name == WH_OPAQUE => {}
                 Some(hidden) if wh_names => names.push(hidden.to_vec()),

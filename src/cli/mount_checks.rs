@@ -30,9 +30,26 @@ struct CheckedDir<'a> {
     line: Vec<Identity>,
 }
 
+/// The question that is asked of a directory of the stack.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// Whether another directory is inside of it.
+    WhatIsInside,
+    /// Also whether it is inside of another directory.
+    WhereItIs,
+}
+
 impl<'a> CheckedDir<'a> {
-    fn new(role: &'static str, dir: &'a OpenDir, known: &mut Known) -> anyhow::Result<Self> {
-        let line = known.line(dir);
+    fn new(
+        role: &'static str,
+        dir: &'a OpenDir,
+        known: &mut Known,
+        asked: Asked,
+    ) -> anyhow::Result<Self> {
+        let line = match asked {
+            Asked::WhatIsInside => reached(dir.as_fd(), "").map(|(_, identity)| vec![identity]),
+            Asked::WhereItIs => known.line(dir),
+        };
         let line = line.with_context(|| format!("cannot look at {role} {}", shown(dir)))?;
         Ok(Self { role, dir, line })
     }
@@ -128,8 +145,18 @@ pub(super) fn stack(stack: &StackSpec, target: &Target) -> anyhow::Result<()> {
     lower_count(count)?;
     let mut layers = Vec::with_capacity(count + 2);
     let mut known = Known::default();
+    // Nothing is above a lower that would matter, where nothing is written.
+    let asked = match stack.upper {
+        Some(_) => Asked::WhereItIs,
+        None => Asked::WhatIsInside,
+    };
     for lower in stack.lowers.iter().chain(&stack.data_only) {
-        layers.push(CheckedDir::new("lower layer", &lower.dir, &mut known)?);
+        layers.push(CheckedDir::new(
+            "lower layer",
+            &lower.dir,
+            &mut known,
+            asked,
+        )?);
     }
     let lowers = layers.len();
     if let Some(upper) = &stack.upper {
@@ -137,8 +164,14 @@ pub(super) fn stack(stack: &StackSpec, target: &Target) -> anyhow::Result<()> {
             "upper directory",
             &upper.layer.dir,
             &mut known,
+            Asked::WhereItIs,
         )?);
-        layers.push(CheckedDir::new("work directory", &upper.work, &mut known)?);
+        layers.push(CheckedDir::new(
+            "work directory",
+            &upper.work,
+            &mut known,
+            Asked::WhereItIs,
+        )?);
     }
     writable_side(&layers[..lowers], &layers[lowers..])?;
     if target.place.connection().is_some() {
@@ -146,7 +179,8 @@ pub(super) fn stack(stack: &StackSpec, target: &Target) -> anyhow::Result<()> {
         return Ok(());
     }
     let mountpoint = open_dir("mountpoint", &target.path)?;
-    let target = CheckedDir::new("mountpoint", &mountpoint, &mut known)?;
+    let asked = Asked::WhereItIs;
+    let target = CheckedDir::new("mountpoint", &mountpoint, &mut known, asked)?;
     for layer in &layers {
         if target.is_within(layer) {
             bail!(

@@ -178,10 +178,10 @@ pub enum Single {
 }
 
 /// An entry of a directory of a layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RawEntry {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawEntry<'a> {
     /// The name.
-    pub name: Box<[u8]>,
+    pub name: &'a [u8],
     /// The type; `None` if the file system does not tell it.
     pub kind: Option<FileKind>,
     /// The inode number.
@@ -199,7 +199,7 @@ pub struct KnownDir {
     pub wh_files: bool,
 }
 
-impl RawEntry {
+impl RawEntry<'_> {
     /// Forgets the type where the file may stand for a file of another type.
     pub fn forget_recorded_kind(&mut self, records: Records) {
         if records != Records::Ignored && self.kind == Some(FileKind::Regular) {
@@ -415,8 +415,13 @@ impl LowerDir {
     ///
     /// # Errors
     /// Those of statx(2), getxattr(2) and [`Self::fd`].
-    pub fn is_whiteout(&self, fds: &FdCache, entry: &RawEntry) -> Result<bool, Errno> {
-        let suspect = match entry.kind {
+    pub fn is_whiteout(
+        &self,
+        fds: &FdCache,
+        name: &[u8],
+        kind: Option<FileKind>,
+    ) -> Result<bool, Errno> {
+        let suspect = match kind {
             Some(FileKind::CharDevice) | None => true,
             Some(FileKind::Regular) => self.xwhiteouts,
             Some(_) => false,
@@ -425,7 +430,7 @@ impl LowerDir {
             return Ok(false);
         }
         let fd = self.fd(fds)?;
-        let at = At::new(fd.as_fd(), &entry.name);
+        let at = At::new(fd.as_fd(), name);
         let Some(stat) = at.stat_opt()? else {
             return Ok(false);
         };
@@ -439,7 +444,7 @@ impl LowerDir {
     ///
     /// # Errors
     /// Those of open(2), getdents64(2) and [`Self::fd`].
-    pub fn read(&self, fds: &FdCache, mut each: impl FnMut(RawEntry)) -> Result<(), Errno> {
+    pub fn read(&self, fds: &FdCache, mut each: impl FnMut(RawEntry<'_>)) -> Result<(), Errno> {
         let mut has_wh = false;
         let records = self.layer.dialect.records;
         read_dir(&*self.fd(fds)?, |mut entry| {
@@ -479,7 +484,7 @@ pub fn has_opaque_file(dir: impl AsFd) -> Result<bool, Errno> {
 ///
 /// # Errors
 /// Those of open(2) and getdents64(2).
-pub fn read_dir(dir: &OwnedFd, mut each: impl FnMut(RawEntry)) -> Result<(), Errno> {
+pub fn read_dir(dir: &OwnedFd, mut each: impl FnMut(RawEntry<'_>)) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = |flags| with_spare(|| rustix::fs::openat(dir, c".", flags, Mode::empty()));
     let fd = match open(flags | OFlags::NOATIME) {
@@ -494,7 +499,7 @@ pub fn read_dir(dir: &OwnedFd, mut each: impl FnMut(RawEntry)) -> Result<(), Err
         if name != b"." && name != b".." {
             let kind = FileKind::from_mode(entry.file_type().as_raw_mode());
             each(RawEntry {
-                name: name.into(),
+                name,
                 kind,
                 ino: entry.ino(),
             });

@@ -47,8 +47,10 @@ impl FileKind {
     }
 }
 
-/// A time: seconds since 1970 (negative before) and nanoseconds.
+/// A time: seconds since 1970 (negative before) and nanoseconds. Packed, because each inode in memory
+/// has four of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(Rust, packed(4))]
 pub struct Time {
     /// Seconds, rounded towards minus infinity.
     pub sec: i64,

@@ -323,7 +323,7 @@ impl Run<'_, '_> {
         // Docker makes the layer's root again after unpacking.
         let timed = path.is_empty() || same_time(stat.mtime, want.mtime);
         if !timed && !same_time(stat.mtime, or.mtime) {
-            let text = |t: Time| format!("{}.{:09}", t.sec, t.nsec);
+            let text = |t: Time| format!("{}.{:09}", { t.sec }, t.nsec);
             wrong.push(format!(
                 "was changed at {}, not {}",
                 text(stat.mtime),

@@ -142,7 +142,7 @@ fn may_be_described(entry: &Entry, raw: &[u8]) -> bool {
         && is_text(&entry.name)
         && is_text(&entry.link)
         && entry.xattrs.iter().all(|(name, _)| is_text(name))
-        && times.iter().flatten().all(|time| (0..YEAR_10000).contains(&time.sec))
+        && times.iter().flatten().all(|time| (0..YEAR_10000).contains(&{ time.sec }))
         // Readers ignore the content of a whiteout, which would be lost.
         && !(is_marker && entry.stored > 0)
 }

@@ -7,9 +7,9 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 
 use super::FileId;
+use super::listed_name::ListedName;
 use crate::layer::types::FileKind;
 
 /// Offsets 1 and 2 follow `.` and `..`.
@@ -30,7 +30,7 @@ pub enum FoundIn {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Visible {
     /// Name.
-    pub name: Arc<[u8]>,
+    pub name: ListedName,
     /// Type, if the file system reports it.
     pub kind: Option<FileKind>,
     /// The inode number in the union, if no lookup is needed for it.
@@ -113,10 +113,11 @@ impl<'h> Gather<'h> {
     }
 
     /// Narrows the window when more names are held than allowed, counting `current` and `hides`.
-    pub fn bound<T>(
+    /// `offset` returns that of an entry, with [`offset_of`] its name.
+    pub(crate) fn bound<T>(
         &mut self,
         current: &mut Vec<T>,
-        name: impl Fn(&T) -> &[u8],
+        offset: impl Fn(&RandomState, &T) -> u64,
         hides: &mut Vec<Box<[u8]>>,
     ) {
         while self.kept + current.len() + hides.len() > self.most {
@@ -125,7 +126,7 @@ impl<'h> Gather<'h> {
             let window = Window { after, until };
             self.window = window;
             let stays = |name: &[u8]| window.has(offset_of(self.hasher, name));
-            current.retain(|entry| stays(name(entry)));
+            current.retain(|entry| window.has(offset(self.hasher, entry)));
             hides.retain(|name| stays(name));
             self.kept = 0;
             for layer in &mut self.layers {
@@ -175,7 +176,7 @@ pub(crate) fn offset_of(hasher: &RandomState, name: &[u8]) -> u64 {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerEntry {
     /// Name.
-    pub name: Arc<[u8]>,
+    pub name: ListedName,
     /// Type, if the file system reports it.
     pub kind: Option<FileKind>,
     /// The inode number in the union, if no lookup is needed for it.
@@ -199,33 +200,41 @@ pub struct LayerListing {
 
 /// Merges listings, top first. The topmost layer that has a name decides about it; a whiteout hides
 /// the name in its own layer and in those below.
-pub fn merge(layers: Vec<LayerListing>) -> Vec<Visible> {
+pub fn merge(mut layers: Vec<LayerListing>) -> Vec<Visible> {
+    // Nothing is below the last layer, so its names decide nothing. Where nothing is above it
+    // either, its entries become the answer in place.
+    let Some(last) = layers.pop() else {
+        return Vec::new();
+    };
     let mut visible = Vec::new();
-    if let [only] = &layers[..] {
-        visible.reserve(only.entries.len());
-    }
-    let single = layers.len() == 1;
-    let mut decided: HashSet<Arc<[u8]>> = HashSet::new();
+    let mut decided: HashSet<ListedName> = HashSet::new();
     for layer in layers {
         for entry in layer.entries {
-            if !single && decided.contains(&entry.name) {
-                continue;
-            }
-            if !single {
-                decided.insert(Arc::clone(&entry.name));
-            }
-            if !entry.whiteout {
-                visible.push(Visible {
-                    name: entry.name,
-                    kind: entry.kind,
-                    ino: entry.ino,
-                    found_in: entry.id.map_or(layer.found_in, FoundIn::Known),
-                });
+            if decided.insert(entry.name.clone()) && !entry.whiteout {
+                visible.push(shown(entry, layer.found_in));
             }
         }
-        decided.extend(layer.hides_below.into_iter().map(Arc::from));
+        let hidden = layer.hides_below.iter();
+        decided.extend(hidden.map(|name| ListedName::from(&**name)));
     }
+    let found_in = last.found_in;
+    let is_shown = |entry: &LayerEntry| !entry.whiteout && !decided.contains(&entry.name);
+    let rest = last.entries.into_iter().filter(is_shown);
+    let rest = rest.map(|entry| shown(entry, found_in));
+    if visible.is_empty() {
+        return rest.collect();
+    }
+    visible.extend(rest);
     visible
+}
+
+fn shown(entry: LayerEntry, found_in: FoundIn) -> Visible {
+    Visible {
+        name: entry.name,
+        kind: entry.kind,
+        ino: entry.ino,
+        found_in: entry.id.map_or(found_in, FoundIn::Known),
+    }
 }
 
 #[cfg(test)]
@@ -242,7 +251,7 @@ pub(crate) mod tests {
     /// Returns the listings of such layers, top first.
     pub(crate) fn listings(layers: &[Sample]) -> Vec<LayerListing> {
         let entry = |(name, whiteout): (&u8, &bool)| LayerEntry {
-            name: Arc::new([*name]),
+            name: ListedName::from(&[*name][..]),
             kind: Some(FileKind::Regular),
             ino: None,
             id: None,

@@ -18,12 +18,13 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use smallvec::SmallVec;
 
-use super::gather::{FoundIn, Gather, LayerEntry, LayerListing};
+use super::gather::{FoundIn, Gather, LayerEntry};
+use super::listed_name::Names;
 use super::{DataPlace, LowerDirs, LowerFile, LowerLookup, Lowers, MergedDir};
 use crate::layer::at::{At, Stat};
 use crate::layer::fds::FdCache;
 use crate::layer::file_system::FileSystems;
-use crate::layer::lower::{Layer, LowerDir, RawEntry, Single};
+use crate::layer::lower::{Layer, LowerDir, Single};
 use crate::layer::markers::{Markers, WH_PREFIX};
 use crate::layer::origin::Origin;
 use crate::layer::types::FileKind;
@@ -364,34 +365,26 @@ impl Layers {
 
     fn list_one(&self, dir: &LowerDir, position: usize, gather: &mut Gather<'_>) -> Result<()> {
         let wh_names = dir.takes_wh_names();
-        let (mut raws, mut hides_below): (Vec<RawEntry>, _) = (Vec::new(), Vec::new());
+        let mut names = Names::default();
         dir.read(&self.fds, |raw| {
             if wh_names && let Some(name) = raw.name.strip_prefix(WH_PREFIX) {
-                if gather.wants(name) {
-                    hides_below.push(name.into());
-                }
-            } else if gather.wants(&raw.name) {
-                raws.push(raw);
+                names.hide(gather, name);
+            } else {
+                names.add(gather, raw.name, (raw.kind, raw.ino));
             }
-            gather.bound(&mut raws, |raw| &raw.name, &mut hides_below);
         })?;
         let number = gather.numbers();
-        let mut entries = Vec::with_capacity(raws.len());
-        for raw in raws {
-            let whiteout = dir.is_whiteout(&self.fds, &raw)?;
-            entries.push(LayerEntry {
-                name: raw.name.into(),
-                kind: raw.kind,
-                ino: Some(number(dir.stat.dev, raw.ino)),
+        let listing = names.finish(FoundIn::Lower(position), |name, (kind, ino)| {
+            let whiteout = dir.is_whiteout(&self.fds, &name, kind)?;
+            Ok(LayerEntry {
+                name,
+                kind,
+                ino: Some(number(dir.stat.dev, ino)),
                 id: None,
                 whiteout,
-            });
-        }
-        gather.layer(LayerListing {
-            found_in: FoundIn::Lower(position),
-            entries,
-            hides_below,
-        });
+            })
+        })?;
+        gather.layer(listing);
         Ok(())
     }
 }

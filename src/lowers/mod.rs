@@ -18,6 +18,7 @@ mod file;
 mod file_systems;
 mod gather;
 mod layers;
+mod listed_name;
 mod origins;
 
 use std::ffi::CStr;
@@ -34,6 +35,8 @@ pub(crate) use gather::tests::listings as sample_listings;
 pub(crate) use gather::{FIRST_OFFSET, Window, offset_of};
 pub use gather::{FoundIn, Gather, LayerEntry, LayerListing, Visible, merge};
 pub use layers::{Layers, OpenError, Seal};
+pub use listed_name::ListedName;
+pub(crate) use listed_name::{Names, in_order};
 pub use origins::FindOrigin;
 
 use crate::layer::at::Stat;

@@ -8,6 +8,7 @@
 //! at random.
 
 mod listing;
+mod readers;
 
 use std::collections::VecDeque;
 use std::hash::RandomState;
@@ -24,11 +25,12 @@ use super::types::{FileKind, Ino};
 use crate::layer::at::At;
 use crate::layer::lower::read_dir;
 use crate::layer::markers::WH_PREFIX;
-use crate::lowers::{FIRST_OFFSET, FoundIn, Gather, LayerEntry, LayerListing, Visible};
+use crate::lowers::{FIRST_OFFSET, FoundIn, Gather, LayerEntry, ListedName, Names, Visible};
 use crate::sys::sync::atomic::Ordering;
 use crate::sys::sync::parking_lot;
 use crate::sys::sync::parking_lot::Mutex;
 pub(crate) use listing::Listing;
+use readers::Readers;
 
 /// The number of entries returned per lock of the listing.
 const BATCH: usize = 64;
@@ -57,6 +59,7 @@ pub(crate) struct Batch {
 #[derive(Default)]
 pub(crate) struct Listings {
     recent: Recent,
+    readers: Readers,
     /// The hash that orders listings, keyed per mount.
     order: RandomState,
 }
@@ -121,6 +124,11 @@ impl Listings {
         }
     }
 
+    /// See [`Readers::want_attributes`].
+    pub fn readers_want_attributes(&self, inode: &Arc<Inode>) -> bool {
+        self.readers.want_attributes(inode)
+    }
+
     /// Whether a directory is empty in the union; the caller holds its name lock.
     ///
     /// # Errors
@@ -176,40 +184,35 @@ fn list_upper(
     // Without lowers and copied-up files, d_ino is the inode number.
     let plain = dir.lowers.is_empty() && !dir.impure.load(Ordering::Acquire);
     let dev = upper.layer.stat.dev;
-    let (mut entries, mut hides_below);
     let xattr_form = upper.may_have_xwhiteouts(dir);
     let records = upper.records();
+    let mut names;
     loop {
-        (entries, hides_below) = (Vec::new(), Vec::new());
+        names = Names::default();
         let wh_names = upper.reads_wh_names(dir);
         read_dir(&fd, |mut raw| {
             raw.forget_recorded_kind(records);
             if wh_names && let Some(name) = raw.name.strip_prefix(WH_PREFIX) {
-                if gather.wants(name) {
-                    hides_below.push(name.into());
-                }
-            } else if gather.wants(&raw.name) {
+                names.hide(gather, name);
+            } else {
                 let ino = plain.then(|| numbers.number_of(dev, raw.ino));
-                entries.push(LayerEntry {
-                    name: raw.name.into(),
-                    kind: raw.kind,
-                    ino,
-                    id: None,
-                    whiteout: false,
-                });
+                names.add(gather, raw.name, (raw.kind, ino));
             }
-            gather.bound(&mut entries, |entry| &entry.name, &mut hides_below);
         })?;
         // A copy-up may have marked the directory meanwhile.
         if wh_names == upper.reads_wh_names(dir) {
             break;
         }
     }
-    let mut listing = LayerListing {
-        found_in: FoundIn::Upper,
-        entries,
-        hides_below,
-    };
+    let mut listing = names.finish(FoundIn::Upper, |name, (kind, ino)| {
+        Ok(LayerEntry {
+            name,
+            kind,
+            ino,
+            id: None,
+            whiteout: false,
+        })
+    })?;
     let suspects = listing.entries.iter_mut().filter(|entry| match entry.kind {
         Some(FileKind::CharDevice) | None => true,
         Some(FileKind::Regular) => xattr_form && !plain,
@@ -233,7 +236,7 @@ pub(crate) fn add(parent: &Inode, name: &[u8], kind: FileKind, ino: Ino) {
     if let Some(listing) = &mut *dir.listing.lock() {
         let (kind, ino) = (Some(kind), Some(ino));
         listing.insert(Visible {
-            name: Arc::from(name),
+            name: ListedName::from(name),
             kind,
             ino,
             found_in: FoundIn::Upper,

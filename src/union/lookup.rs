@@ -85,7 +85,7 @@ pub(crate) enum Seen {
 
 /// The knowledge of the caller of a lookup about the name.
 #[derive(Clone, Copy)]
-pub(crate) enum Hint<'a> {
+pub(crate) enum Hint {
     /// Nothing.
     Nothing,
     /// The kernel has looked it up, so its inode is probably in the table.
@@ -97,7 +97,6 @@ pub(crate) enum Hint<'a> {
         version: u64,
         /// The number that the lowers gave the file.
         id: Option<FileId>,
-        name: &'a Arc<[u8]>,
     },
 }
 
@@ -164,7 +163,7 @@ impl<'u> Lookup<'u> {
         self,
         parent: &Arc<Inode>,
         name: &[u8],
-        hint: Hint<'_>,
+        hint: Hint,
     ) -> Result<Option<CountedInode<'u>>> {
         let dir = parent.dir.as_ref().ok_or(Errno::NOTDIR)?;
         let names = dir.ns.read();
@@ -196,7 +195,7 @@ impl<'u> Lookup<'u> {
         self,
         parent: &Arc<Inode>,
         name: &[u8],
-        hint: Hint<'_>,
+        hint: Hint,
     ) -> Result<Option<EntryRef<'u>>> {
         let Some(mut counted) = self.count_in(parent, name, hint)? else {
             return Ok(None);
@@ -216,7 +215,7 @@ impl<'u> Lookup<'u> {
 
     /// Finds a name and counts its inode; the caller holds the parent's name lock. Includes the
     /// attributes of the upper side when they were read from the layer.
-    fn find(self, parent: &Arc<Inode>, name: &[u8], hint: Hint<'_>) -> Result<Option<Found>> {
+    fn find(self, parent: &Arc<Inode>, name: &[u8], hint: Hint) -> Result<Option<Found>> {
         let at = NameIn { parent, name };
         let cached = self.names.answer(parent, name);
         if let (None, Hint::Linked) = (&cached, hint)

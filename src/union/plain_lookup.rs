@@ -26,20 +26,20 @@ impl Lookup<'_> {
         self,
         parent: &Arc<Inode>,
         name: &[u8],
-        hint: Hint<'_>,
+        hint: Hint,
     ) -> Result<PlainLookup> {
         let Some(merged) = indexed(parent) else {
             return Ok(PlainLookup::Unknown);
         };
         let listed = match hint {
-            Hint::Listed { id, name, .. } => id.map(|id| (id, name)),
+            Hint::Listed { id, .. } => id,
             _ => None,
         };
         if listed.is_none() && parent.in_upper() {
             return Ok(PlainLookup::Unknown);
         }
         let plain = match listed {
-            Some((id, _)) => self.stack.lowers().plain(id),
+            Some(id) => self.stack.lowers().plain(id),
             None => merged.plain(name),
         };
         let (id, stat) = match plain {
@@ -47,7 +47,7 @@ impl Lookup<'_> {
             Plain::Absent if name.len() <= self.stack.name_max() => return Ok(PlainLookup::Absent),
             Plain::Absent | Plain::Unknown => return Ok(PlainLookup::Unknown),
         };
-        let name = listed.map_or_else(|| Arc::from(name), |(_, name)| Arc::clone(name));
+        let name = Arc::from(name);
         let inode = self.names.intern_plain(parent, &name, id, &stat);
         Ok(PlainLookup::Found((inode, Some(Seen::Lower(stat)))))
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Union;
 use super::error::Result;
-use super::inode::{Inode, Link};
+use super::inode::{Dir, Inode, Link};
 use super::listings::Batch;
 use super::lookup::{EntryRef, Hint};
 use super::types::{FileKind, Ino};
@@ -39,21 +39,8 @@ enum Entries {
 /// The number of entries of a directory that always come with attributes.
 const WITH_ATTRIBUTES: u64 = 1024;
 /// After this number of names were looked up one by one, all entries of a long directory have
-/// attributes.
+/// attributes, and those of the next ones too.
 pub(crate) const ASKED_ENOUGH: u32 = 32;
-
-/// Whether entries after `offset` should include attributes. In a long directory, reading the
-/// attributes of every name costs far more than listing the names, and the reader may need only
-/// those. So only the first entries include them, until some names have been looked up one by one.
-/// Offsets are hashes, so they tell roughly how many entries come before.
-fn wants_attributes(inode: &Inode, offset: u64, length: usize) -> bool {
-    let before = (u128::from(offset) * length as u128) >> 63;
-    let asked = inode
-        .dir
-        .as_ref()
-        .map_or(0, |dir| dir.asked.load(Ordering::Relaxed));
-    before < u128::from(WITH_ATTRIBUTES) || asked >= ASKED_ENOUGH
-}
 
 impl Union {
     /// Passes entries after `offset` (0: from the start) to `sink` until it returns false, which
@@ -121,7 +108,7 @@ impl Union {
                 return Ok(());
             };
             let next = *last;
-            let wanted = if wants_attributes(&inode, offset, length) {
+            let wanted = if self.wants_attributes(&inode, offset, length) {
                 wanted
             } else {
                 Entries::Names
@@ -136,6 +123,19 @@ impl Union {
             }
             offset = next;
         }
+    }
+
+    /// Whether entries after `offset` should include attributes. In a long directory, reading the
+    /// attributes of every name costs far more than listing the names, and the reader may need only
+    /// those. So only the first entries include them, until some names have been looked up one by
+    /// one, in this directory or in the long one that was read before it. Offsets are hashes, so
+    /// they tell roughly how many entries come before.
+    fn wants_attributes(&self, inode: &Arc<Inode>, offset: u64, length: usize) -> bool {
+        let before = (u128::from(offset) * length as u128) >> 63;
+        let asked = |dir: &Dir| dir.asked.load(Ordering::Relaxed) >= ASKED_ENOUGH;
+        before < u128::from(WITH_ATTRIBUTES)
+            || inode.dir.as_ref().is_some_and(|dir| asked(dir))
+            || self.listings.readers_want_attributes(inode)
     }
 
     /// Returns an entry as the sink takes it; `None` when it vanished meanwhile.
@@ -165,12 +165,7 @@ impl Union {
             FoundIn::Lower(position) => (Some(position), None),
             FoundIn::Known(id) => (Some(0), Some(id)),
         };
-        let hint = lowers.map_or(Hint::Nothing, |skip| Hint::Listed {
-            skip,
-            version,
-            id,
-            name: &visible.name,
-        });
+        let hint = lowers.map_or(Hint::Nothing, |skip| Hint::Listed { skip, version, id });
         // One unreadable entry must not hide the others.
         let found = match self.lookups().lookup_in(parent, name, hint) {
             Ok(found) => found,

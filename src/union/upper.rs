@@ -650,7 +650,7 @@ fn open_staging(base: BorrowedFd<'_>, own: Owner) -> Result<OwnedFd, Errno> {
     }
     let staging = held.open(OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
     let mut left = Vec::new();
-    read_dir(&staging, |entry| left.push(entry.name))?;
+    read_dir(&staging, |entry| left.push(Box::<[u8]>::from(entry.name)))?;
     // The work directory's owner may have moved another user's directory here.
     if At::fd(base).stat()?.uid != own.uid {
         left.retain(|name| name.starts_with(STAGED));
@@ -682,9 +682,9 @@ fn discard(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     }
     let held = at.hold_dir()?;
     let mut names = Vec::new();
-    if let Err(Errno::ACCESS) = read_dir(&held, |entry| names.push(entry.name)) {
+    if let Err(Errno::ACCESS) = read_dir(&held, |entry| names.push(Box::<[u8]>::from(entry.name))) {
         At::fd(held.as_fd()).chmod(0o700)?;
-        read_dir(&held, |entry| names.push(entry.name))?;
+        read_dir(&held, |entry| names.push(Box::<[u8]>::from(entry.name)))?;
     }
     for name in names {
         let entry = At::new(held.as_fd(), &name);

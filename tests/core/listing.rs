@@ -117,3 +117,58 @@ fn a_directory_of_several_windows() {
     }
     assert_eq!(names.len(), NAMES - 49 + 2);
 }
+
+/// The number of entries of a directory that a listing gives attributes for.
+fn with_attributes(world: &World, name: &str) -> usize {
+    let dir = world
+        .union
+        .lookup(ROOT_INO, name.as_bytes())
+        .unwrap()
+        .unwrap()
+        .surrender();
+    let mut count = 0;
+    let sink = &mut |item: unionfs::union::DirItem<'_, '_>| {
+        count += usize::from(item.entry.is_some());
+        true
+    };
+    world.union.readdirplus(dir, 0, sink).unwrap();
+    count
+}
+
+/// After a program has looked up names of a long directory one by one, the next ones come with all
+/// attributes, but not for ever.
+#[test]
+fn long_directories_come_with_what_their_readers_ask_for() {
+    let each = 2000;
+    let world = World::new(1, |_, layer| {
+        for dir in 0..12 {
+            let dir = layer.join(format!("d{dir}"));
+            std::fs::create_dir(&dir).unwrap();
+            for n in 0..each {
+                std::fs::write(dir.join(format!("f{n}")), "").unwrap();
+            }
+        }
+    });
+    assert!(with_attributes(&world, "d0") < each);
+    assert!(with_attributes(&world, "d1") < each, "nobody asked");
+    let dir = world
+        .union
+        .lookup(ROOT_INO, b"d1")
+        .unwrap()
+        .unwrap()
+        .surrender();
+    for n in 0..100 {
+        let name = format!("f{n}");
+        world
+            .union
+            .lookup(dir, name.as_bytes())
+            .unwrap()
+            .unwrap()
+            .surrender();
+    }
+    for next in 2..10 {
+        assert_eq!(with_attributes(&world, &format!("d{next}")), each);
+    }
+    assert!(with_attributes(&world, "d10") < each, "tried again");
+    assert!(with_attributes(&world, "d11") < each, "nobody asked");
+}

@@ -22,8 +22,8 @@ use unionfs::layer::lower::{KnownDir, LowerDir};
 use unionfs::layer::origin::{Origin, OriginFile};
 use unionfs::layer::{Dialect, LayerSpec, OpenDir, StackSpec, UpperSpec};
 use unionfs::lowers::{
-    FileId, FindOrigin, FoundIn, Gather, LayerEntry, LayerListing, Layers, LowerDirs, LowerFile,
-    LowerLookup, Lowers, MergedDir, Plain, Source,
+    FileId, FindOrigin, FoundIn, Gather, LayerEntry, LayerListing, Layers, ListedName, LowerDirs,
+    LowerFile, LowerLookup, Lowers, MergedDir, Plain, Source,
 };
 use unionfs::union::{
     Caching, FileKind, Ino, Options, ROOT_INO, RenameFlags, Result, Union, Write, XattrFlags,
@@ -401,7 +401,7 @@ impl MergedDir for Directory {
         for (id, node) in self.lowers.children(self.node) {
             if gather.wants(&node.name) {
                 entries.push(LayerEntry {
-                    name: Arc::clone(&node.name),
+                    name: ListedName::from(&*node.name),
                     kind: Some(node.stat.kind),
                     ino: Some(number(node.stat.dev, node.stat.ino)),
                     id: node.dir.is_none().then_some(id),

@@ -12,12 +12,18 @@ use std::collections::BTreeMap;
 use std::hash::RandomState;
 use std::ops::Bound;
 
-use crate::lowers::{FIRST_OFFSET, Gather, Visible, Window, merge, offset_of};
+use crate::lowers::{FIRST_OFFSET, Gather, Visible, Window, in_order, merge, offset_of};
 
 /// The entries of a directory, by offset.
 #[derive(Debug)]
 pub(crate) struct Listing {
-    entries: BTreeMap<u64, Visible>,
+    /// The entries that were read from the layers, in order of their offsets. No two are equal.
+    read: Vec<(u64, Visible)>,
+    /// What was changed since: names that were added, and offsets in `read` whose names were removed
+    /// (`None`). Where both have an offset, this one counts.
+    changes: BTreeMap<u64, Option<Visible>>,
+    /// The number of entries.
+    length: usize,
     hasher: RandomState,
     window: Window,
     /// The number of names that the layers have, inside and outside of the window.
@@ -37,42 +43,73 @@ impl From<Gather<'_>> for Listing {
 }
 
 impl Listing {
-    pub fn new(hasher: RandomState, entries: impl IntoIterator<Item = Visible>) -> Self {
+    pub fn new(hasher: RandomState, entries: Vec<Visible>) -> Self {
+        // Sorting small pairs is much faster than sorting entries.
+        let mut order: Vec<(u64, usize)> = Vec::with_capacity(entries.len());
+        let offsets = entries.iter().map(|e| offset_of(&hasher, &e.name));
+        order.extend(offsets.zip(0..));
+        order.sort_unstable();
+        let mut colliding = Vec::new();
+        order.dedup_by(|next, kept| {
+            if next.0 != kept.0 {
+                return false;
+            }
+            // The first name has the offset, so that a listing that is built again has the same.
+            let name = |at: usize| &entries[at].name;
+            if name(next.1) < name(kept.1) {
+                std::mem::swap(next, kept);
+            }
+            colliding.push(entries[next.1].clone());
+            true
+        });
+        let sorted = order.iter().map(|(offset, at)| {
+            let entry = &entries[*at];
+            (
+                &entry.name,
+                (*offset, entry.kind, entry.ino, entry.found_in),
+            )
+        });
+        let read = in_order(sorted).map(|(name, (offset, kind, ino, found_in))| {
+            let entry = Visible {
+                name,
+                kind,
+                ino,
+                found_in,
+            };
+            (offset, entry)
+        });
         let mut listing = Self {
-            entries: BTreeMap::new(),
+            length: order.len(),
+            read: read.collect(),
+            changes: BTreeMap::new(),
             hasher,
             window: Window::ALL,
             seen: 0,
         };
-        let free = |entry: Visible| (offset_of(&listing.hasher, &entry.name), entry);
-        let mut entries: Vec<_> = entries.into_iter().map(free).collect();
-        // Building the tree from sorted entries is fastest; colliding entries are inserted
-        // afterwards.
-        entries.sort_unstable_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
-        let mut colliding = Vec::new();
-        let mut last = None;
-        let first = entries.into_iter().filter_map(|(offset, entry)| {
-            if last.replace(offset) == Some(offset) {
-                colliding.push(entry);
-                return None;
-            }
-            Some((offset, entry))
-        });
-        listing.entries = first.collect();
+        colliding.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         colliding
             .into_iter()
             .for_each(|entry| listing.insert(entry));
         listing
     }
 
+    /// Returns the entry with this offset.
+    fn get(&self, offset: u64) -> Option<&Visible> {
+        if let Some(changed) = self.changes.get(&offset) {
+            return changed.as_ref();
+        }
+        self.place(offset).map(|place| &self.read[place].1)
+    }
+
+    /// Returns the position of an offset in `read`.
+    fn place(&self, offset: u64) -> Option<usize> {
+        self.read.binary_search_by_key(&offset, |(at, _)| *at).ok()
+    }
+
     /// Returns the offset of `name`: its hash, or the next free one in case of a collision.
     fn offset(&self, name: &[u8]) -> u64 {
         let mut offset = offset_of(&self.hasher, name);
-        while self
-            .entries
-            .get(&offset)
-            .is_some_and(|taken| *taken.name != *name)
-        {
+        while self.get(offset).is_some_and(|taken| *taken.name != *name) {
             offset = (offset + 1) & (u64::MAX >> 1);
         }
         offset
@@ -83,24 +120,45 @@ impl Listing {
             return;
         }
         let offset = self.offset(&entry.name);
-        self.entries.insert(offset, entry);
+        self.length += usize::from(self.get(offset).is_none());
+        self.changes.insert(offset, Some(entry));
     }
 
     pub fn remove(&mut self, name: &[u8]) {
         let offset = self.offset(name);
-        self.entries.remove(&offset);
+        if self.get(offset).is_none() {
+            return;
+        }
+        self.length -= 1;
+        if self.place(offset).is_some() {
+            self.changes.insert(offset, None);
+        } else {
+            self.changes.remove(&offset);
+        }
     }
 
     /// Returns up to `max` entries whose offsets are greater than `offset`.
     pub fn after(&self, offset: u64, max: usize) -> Vec<(u64, Visible)> {
-        self.entries
-            .range((
-                Bound::Excluded(offset.max(FIRST_OFFSET - 1)),
-                Bound::Unbounded,
-            ))
-            .take(max)
-            .map(|(offset, entry)| (*offset, entry.clone()))
-            .collect()
+        let after = offset.max(FIRST_OFFSET - 1);
+        let mut place = self.read.partition_point(|(at, _)| *at <= after);
+        let range = (Bound::Excluded(after), Bound::Unbounded);
+        let mut changes = self.changes.range(range).peekable();
+        let mut found = Vec::with_capacity(max.min(self.read.len() - place + self.changes.len()));
+        while found.len() < max {
+            let read = self.read.get(place).map(|(offset, _)| *offset);
+            let changed = changes.peek().map(|(offset, _)| **offset);
+            let Some(next) = [read, changed].into_iter().flatten().min() else {
+                break;
+            };
+            let entry = if changed == Some(next) {
+                changes.next().and_then(|(_, entry)| entry.as_ref())
+            } else {
+                self.read.get(place).map(|(_, entry)| entry)
+            };
+            found.extend(entry.map(|entry| (next, entry.clone())));
+            place += usize::from(read == Some(next));
+        }
+        found
     }
 
     /// Whether the listing has all names of the directory.
@@ -123,7 +181,7 @@ impl Listing {
     /// Returns the approximate number of names of the directory.
     pub fn length(&self) -> usize {
         if self.is_whole() {
-            self.entries.len()
+            self.length
         } else {
             self.seen
         }
@@ -131,20 +189,18 @@ impl Listing {
 
     /// Returns the number of entries held.
     pub fn held(&self) -> usize {
-        self.entries.len()
+        self.length
     }
 
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.length == 0
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::lowers::{FoundIn, sample_listings};
+    use crate::lowers::{FoundIn, LayerEntry, ListedName, sample_listings};
     use proptest::prelude::*;
 
     proptest! {
@@ -162,18 +218,19 @@ mod tests {
             let hasher = RandomState::new();
             let build = |after| {
                 let mut gather = Gather::new(&hasher, &|_, ino| ino, most, after);
+                let by_name = |hasher: &_, e: &LayerEntry| offset_of(hasher, &e.name);
                 for mut layer in sample_listings(&layers) {
                     let (mut current, mut hides) = (Vec::new(), Vec::new());
                     for entry in layer.entries.drain(..) {
                         if gather.wants(&entry.name) {
                             current.push(entry);
-                            gather.bound(&mut current, |e| &e.name, &mut hides);
+                            gather.bound(&mut current, by_name, &mut hides);
                         }
                     }
                     for name in layer.hides_below.drain(..) {
                         if gather.wants(&name) {
                             hides.push(name);
-                            gather.bound(&mut current, |e| &e.name, &mut hides);
+                            gather.bound(&mut current, by_name, &mut hides);
                         }
                     }
                     (layer.entries, layer.hides_below) = (current, hides);
@@ -210,10 +267,12 @@ mod tests {
             batch in 1usize..10,
         ) {
             let visible = |n: u16| Visible {
-                name: Arc::from(&n.to_le_bytes()[..]), kind: None, ino: None,
+                name: ListedName::from(&n.to_le_bytes()[..]), kind: None, ino: None,
                 found_in: FoundIn::Upper,
             };
-            let mut listing = Listing::new(RandomState::new(), stay.iter().map(|n| visible(*n)));
+            let mut listing = Listing::new(
+                RandomState::new(), stay.iter().map(|n| visible(*n)).collect(),
+            );
             let mut changes = changes.into_iter();
             let (mut seen, mut offset) = (Vec::new(), 0);
             loop {
