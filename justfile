@@ -38,7 +38,7 @@ doc:
 
 # unionfs beside kernel overlayfs, fuse-overlayfs 2.0 and an ordinary directory (root); --quick, --help
 bench *ARGS:
-    ci/install.sh fio git python3 xfsprogs e2fsprogs mmdebstrap
+    ci/install.sh fio git python3 xfsprogs e2fsprogs mmdebstrap fuse-overlayfs
     ci/tools.sh fuse-overlayfs
     cargo bench --bench compare -- --peer target/tools/bin/fuse-overlayfs {{ARGS}}
 

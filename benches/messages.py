@@ -256,6 +256,8 @@ class Kernel:
 
 CALL = re.compile(r"^(\d+\.\d+) (\w+)\((.*)\) += (0x[0-9a-f]+|-?\d+|\?)(?:<([^>]*)>)?(.*)$")
 TEXT = re.compile(r'"((?:[^"\\]|\\.)*)"')
+# A path that ends with "." or "..".
+NO_NAME = re.compile(r'"(?:[^"]*/)?\.\.?/*"')
 FD = re.compile(r"^(?:AT_FDCWD|\d+)<([^>]*)>")
 TRACED = "%file,%desc,%process,fchdir"
 
@@ -347,10 +349,19 @@ def apply(kernel, name, args, result, where):
         flags = args + ("O_CREAT|O_TRUNC" if name == "creat" else "")
         kernel.look(path) if failed else kernel.open(path, flags)
     elif name in MADE:
-        kernel.exists(where[-1]) if failed else kernel.make(where[-1], MADE[name])
+        if failed and NO_NAME.search(args):
+            # EEXIST without a message (`filename_create`).
+            kernel.look(where[-1])
+        else:
+            kernel.exists(where[-1]) if failed else kernel.make(where[-1], MADE[name])
     elif name in ("unlink", "unlinkat", "rmdir"):
         is_dir = name == "rmdir" or "AT_REMOVEDIR" in args
-        kernel.look(path) if failed else kernel.remove(path, "RMDIR" if is_dir else "UNLINK")
+        if failed:
+            kernel.look(path)
+            # The directory is not empty: the server says so.
+            kernel.sent["RMDIR"] += is_dir and path in kernel.dirs
+        else:
+            kernel.remove(path, "RMDIR" if is_dir else "UNLINK")
     elif name.startswith("rename") and not failed:
         old, new = where
         kernel.look(old)
@@ -361,12 +372,14 @@ def apply(kernel, name, args, result, where):
         kernel.sent["RENAME"] += 1
         if new in kernel.present:
             kernel.sent["FORGET"] += 1
+            # What is known of the file that had the name is no more, its data neither.
+            kernel.forget(new)
         for known in (kernel.present, kernel.names, kernel.has_data, kernel.asked, kernel.dirs, kernel.listed,
                       kernel.born, kernel.lower):
             moved = {p for p in known if p == old or p.startswith(old + "/")}
             known -= moved
             known |= {new + p[len(old):] for p in moved}
-        kernel.absent.add(old)
+        # Nothing keeps the old name: its entry has moved (`__d_move`).
         kernel.absent.discard(new)
         # Its ctime has changed (`fuse_rename_common`).
         kernel.stale.discard(old)

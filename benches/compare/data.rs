@@ -5,7 +5,6 @@ use std::io::Write as _;
 use std::path::Path;
 
 use crate::figures::report::{Group, Sample};
-use crate::layers::FIO_SIZE;
 use crate::metadata::timed;
 use crate::subjects::{Bed, sh};
 use crate::{Workload, aside, row};
@@ -50,18 +49,18 @@ pub(crate) const OTHERS: &[Workload] = &[
     row(Group::Data, "20000 appends of 100 bytes", appends),
 ];
 
-/// Makes a file in the upper, if the section needs one. `lower.bin` is a file of a layer. Its pages
+/// Makes a file of 128 MiB in the upper, if the section needs one. `lower.bin` is a file of a layer. Its pages
 /// are read again from the layer itself, because their size depends on the first reader, and the
 /// cost of reading them again depends on their size.
 fn prepare(bed: &Bed<'_>, section: &str) -> Result<(), String> {
     let read = "dd if=\"$1\" iflag=nocache count=0 status=none && dd if=\"$1\" of=/dev/null bs=128k status=none";
     sh(read, &[&bed.below("lower.bin")])?;
     let upper = bed.path().join("upper.bin");
-    if !section.ends_with("-upper") || upper.metadata().is_ok_and(|m| m.len() == FIO_SIZE) {
+    if !section.ends_with("-upper") {
         return Ok(());
     }
     sh(
-        "dd if=\"$1\" of=\"$2\" bs=1M status=none && sync \"$2\"",
+        "dd if=\"$1\" of=\"$2\" bs=1M count=128 status=none && sync \"$2\"",
         &[&bed.path().join("lower.bin"), &upper],
     )
     .map(drop)

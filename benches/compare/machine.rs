@@ -41,6 +41,11 @@ pub(crate) fn facts(disk: &Disk, subjects: &[Subject], quick: bool) -> BTreeMap<
         ("Rust", first_line("rustc", &["--version"])),
         ("fio", first_line("fio", &["--version"])),
         ("git", first_line("git", &["--version"])),
+        (
+            "spinning processes",
+            system("cat /proc/sys/kernel/sched_autogroup_enabled")
+                .map(|on| format!("sched_autogroup_enabled={on}")),
+        ),
         ("tar", first_line("tar", &["--version"])),
         ("cp", first_line("cp", &["--version"])),
         (

@@ -8,13 +8,16 @@
 //! subjects  the columns, and a mount that can be made cold
 //! metadata  workloads on names and attributes           data       on contents, mostly fio    copy_up
 //! work      compilers, git, databases, chroots          footprint  memory, descriptors, page cache, CPU
+//! busy      latency beside other processes, many clients, one CPU
 //! progress  how long a run takes
 //! figures   what is made of the measurements: medians, means, pages, plots
 //! ```
-//! No time is asserted.
+//! No time is asserted. `report.json` is written after each row, and a row that fails, also by a panic,
+//! leaves the others as they are.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
+mod busy;
 mod copy_up;
 mod data;
 mod disk;
@@ -28,6 +31,7 @@ mod progress;
 mod subjects;
 mod work;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -87,6 +91,12 @@ struct Args {
     /// Rounds; every subject runs every workload once in each
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// No further round that would end later than this many minutes after the start of the first
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// Make the root file system and the images, which later runs use, and end
+    #[arg(long)]
+    prepare: bool,
     /// Only workloads whose names contain TEXT (what they build on runs too); may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
@@ -118,8 +128,11 @@ struct Args {
     #[arg(long, hide = true, num_args = 1.., value_name = "PLACE")]
     mount_kernel: Option<Vec<PathBuf>>,
     /// Create and remove files in a new directory and end: one process of several
-    #[arg(long, hide = true, value_name = "DIR")]
-    create_and_remove: Option<PathBuf>,
+    #[arg(long, hide = true, num_args = 2, value_names = ["DIR", "FILES"])]
+    create_and_remove: Option<Vec<PathBuf>>,
+    /// Use a CPU until this is killed: one process of a busy machine
+    #[arg(long, hide = true)]
+    spin: bool,
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -135,9 +148,13 @@ fn main() -> ExitCode {
         subjects::mount_kernel(places);
         return ExitCode::SUCCESS;
     }
-    if let Some(dir) = &args.create_and_remove {
-        metadata::create_and_remove(dir).unwrap();
+    if let Some(of_it) = &args.create_and_remove {
+        let files = of_it[1].to_str().and_then(|n| n.parse().ok()).unwrap();
+        busy::create_and_remove(&of_it[0], files).unwrap();
         return ExitCode::SUCCESS;
+    }
+    if args.spin {
+        busy::spin();
     }
     if let Some(files) = &args.diff {
         return figures::diff::diff(&files[0], &files[1]);
@@ -148,7 +165,10 @@ fn main() -> ExitCode {
         eprintln!("cannot measure: {reason}");
         return ExitCode::FAILURE;
     } else {
-        measure(&args)
+        match measure(&args) {
+            Some(report) => report,
+            None => return ExitCode::SUCCESS,
+        }
     };
     publish::write(&report, &args.out);
     if args.publish {
@@ -158,7 +178,8 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn measure(args: &Args) -> Report {
+/// Returns the measurements; `None` if there is only something to prepare.
+fn measure(args: &Args) -> Option<Report> {
     let rounds = if args.quick {
         args.rounds.min(1)
     } else {
@@ -171,6 +192,9 @@ fn measure(args: &Args) -> Report {
     };
     progress::announce(args.quick, rounds);
     let layers = Layers::make(&disk, args.quick, |image| needs(args, image));
+    if args.prepare {
+        return None;
+    }
     let mut subjects = subjects::subjects(args.peer.clone());
     subjects.retain(|s| s.is_wanted(&args.subjects));
     let columns = subjects.iter().map(Subject::column).collect();
@@ -182,14 +206,22 @@ fn measure(args: &Args) -> Report {
         data::ASIDE,
         copy_up::ALL,
         work::ALL,
+        busy::LATENCIES,
+        busy::CALLERS,
         footprint::ALL,
         metadata::LAST,
     ];
     let workloads: Vec<Workload> = parts.concat();
     let mut progress = Progress::new(rounds * subjects.len(), args.verbose);
+    std::fs::create_dir_all(&args.out).unwrap();
     for round in 0..rounds {
+        report.begin(round + 1);
         for index in order(subjects.len(), round) {
             let subject = &subjects[index];
+            if round > 0 && subject.is_once() {
+                progress.turn_skipped();
+                continue;
+            }
             let mut turn = Turn {
                 args,
                 layers: &layers,
@@ -197,19 +229,26 @@ fn measure(args: &Args) -> Report {
                 report: &mut report,
                 progress: &mut progress,
             };
-            turn.on_the_stack(&workloads);
-            turn.over_depths();
+            turn.part("4 layers", |turn| turn.on_the_stack(&workloads));
+            if round == 0 || !subject.is_slow() {
+                turn.part("other numbers of layers", Turn::over_depths);
+            }
             if round == 0 {
-                turn.once();
-                turn.on_a_million();
+                turn.part("a million files", Turn::on_a_million);
             }
             progress.turn_done(round + 1, &subject.name);
         }
-        // The report of complete rounds stays if the run is aborted.
         report.rounds = round + 1;
-        publish::write(&report, &args.out);
+        if args
+            .minutes
+            .is_some_and(|m| progress.would_exceed(report.rounds, m))
+        {
+            eprintln!("another round would take too long");
+            break;
+        }
     }
-    report
+    report.end();
+    Some(report)
 }
 
 /// Returns the order of subjects in a round. The first subject differs in each round, and each
@@ -263,24 +302,52 @@ struct Turn<'r> {
     progress: &'r mut Progress,
 }
 
+/// Returns the result of `action`. A panic, which the standard library prints, is an error.
+fn caught<T>(action: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(action)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref().copied());
+        Err(text.unwrap_or("a panic").to_owned())
+    })
+}
+
 impl Turn<'_> {
+    /// Does a part of the turn. If the files for it cannot be made, the other parts go on.
+    fn part(&mut self, what: &str, part: impl FnOnce(&mut Self)) {
+        let name = self.subject.name.clone();
+        let done = caught(|| {
+            part(self);
+            Ok(())
+        });
+        if let Err(why) = done {
+            eprintln!("{what} on {name}: {why}");
+        }
+    }
+
     /// Measures one row, on the mount as it is.
     fn one(&mut self, bed: &mut Bed<'_>, workload: &Workload, name: &str) {
+        self.add(workload, name, caught(|| (workload.run)(bed)));
+    }
+
+    /// Adds what was measured to the report, and writes it.
+    fn add(&mut self, workload: &Workload, name: &str, outcome: Result<Sample, String>) {
         let row = (name, workload.group, workload.weight);
-        let outcome = (workload.run)(bed);
         if let Err(why) = &outcome
             && why != figures::report::NOTHING
         {
             eprintln!("{name} on {}: {why}", self.subject.name);
         }
         self.report.add(row, &self.subject.name, outcome);
+        publish::save(self.report, &self.args.out);
         self.progress.row_done(name);
     }
 
     /// Measures one row on a new mount with a new upper.
     fn refreshed(&mut self, bed: &mut Bed<'_>, workload: &Workload, name: &str) {
-        bed.refresh().unwrap();
-        self.one(bed, workload, name);
+        match caught(|| bed.refresh().map_err(|e| e.to_string())) {
+            Ok(()) => self.one(bed, workload, name),
+            Err(why) => self.add(workload, name, Err(format!("no new mount: {why}"))),
+        }
     }
 
     /// Measures the rows on the stack of [`DEPTH`] layers.
@@ -319,14 +386,7 @@ impl Turn<'_> {
         }
     }
 
-    /// Measures the rows on the stack that take too long for every round.
-    fn once(&mut self) {
-        if self.subject.takes_long_rows() {
-            self.on_the_stack(metadata::ONCE);
-        }
-    }
-
-    /// Measures the rows on an image of a million files, which take too long too.
+    /// Measures the rows on an image of a million files, which take too long for every round.
     fn on_a_million(&mut self) {
         let takes = |w: &Workload| wanted(self.args, w.name) && self.subject.takes(w);
         let any = footprint::MILLION.iter().any(takes);

@@ -1,10 +1,8 @@
 //! Workloads on names and attributes.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Stat, lstat};
@@ -12,7 +10,7 @@ use rustix::fs::{FileType, Stat, lstat};
 use crate::figures::report::{Group, Sample};
 use crate::layers::{FIO_SIZE, MANY, MANY_NAME, SOME, SOME_NAME};
 use crate::subjects::Bed;
-use crate::{Workload, aside, row};
+use crate::{Workload, aside, busy, row};
 
 pub(crate) const ALL: &[Workload] = &[
     row(Group::Mounts, "mount", mount),
@@ -37,22 +35,16 @@ pub(crate) const ALL: &[Workload] = &[
     row(Group::Metadata, "3000 unlink", unlink),
     row(Group::Metadata, "2000 mkdir+rmdir", mkdir_rmdir),
     row(Group::Metadata, "1000 chmod of lower files", chmod),
+    aside(Group::Metadata, "chown of 5000 lower files", chown),
     row(
         Group::Metadata,
         "4 processes: create, stat, unlink",
-        parallel,
+        |bed| busy::parallel(bed, 4),
     ),
 ];
 
 /// This runs after all that need the tree, for the sake of the ordinary directory.
 pub(crate) const LAST: &[Workload] = &[row(Group::Metadata, "rm -rf of a lower tree", rm_rf)];
-
-/// This takes too long for every round.
-pub(crate) const ONCE: &[Workload] = &[aside(
-    Group::Metadata,
-    "chown of all files of an image",
-    chown,
-)];
 
 /// These run also on other numbers of layers.
 pub(crate) const DEPTH: &[Workload] = &[
@@ -295,59 +287,6 @@ fn chmod(bed: &mut Bed<'_>) -> Outcome {
     })
 }
 
-/// Processes that work in parallel.
-const PROCESSES: usize = 4;
-
-/// Starts this program several times, and measures from the moment when all are ready.
-fn parallel(bed: &mut Bed<'_>) -> Outcome {
-    let base = bed.path().join("parallel");
-    fs::create_dir(&base).map_err(text)?;
-    let start = |n: usize| {
-        let program = std::env::current_exe()?;
-        let mut command = Command::new(program);
-        command
-            .arg("--bench")
-            .arg("--create-and-remove")
-            .arg(base.join(n.to_string()));
-        let mut process = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        process.stdout.as_mut().unwrap().read_exact(&mut [0])?;
-        Ok(process)
-    };
-    let mut running: Vec<_> = (0..PROCESSES)
-        .map(start)
-        .collect::<std::io::Result<_>>()
-        .map_err(text)?;
-    timed(|| {
-        for process in &mut running {
-            process.stdin.as_mut().unwrap().write_all(b"g")?;
-        }
-        running.iter_mut().try_for_each(|process| {
-            if process.wait()?.success() {
-                Ok(())
-            } else {
-                Err(std::io::Error::other("a process failed"))
-            }
-        })
-    })
-}
-
-/// What each process of [`parallel`] does: it says that it is ready, waits, and works in `dir`.
-pub(crate) fn create_and_remove(dir: &Path) -> std::io::Result<()> {
-    std::io::stdout().write_all(b"r")?;
-    std::io::stdout().flush()?;
-    std::io::stdin().read_exact(&mut [0])?;
-    fs::create_dir(dir)?;
-    for n in 0..1000 {
-        let path = dir.join(n.to_string());
-        fs::write(&path, b"x")?;
-        path.symlink_metadata()?;
-    }
-    (0..1000).try_for_each(|n| fs::remove_file(dir.join(n.to_string())))
-}
-
 fn rm_rf(bed: &mut Bed<'_>) -> Outcome {
     let dir = ["usr/lib", "usr/d1"]
         .map(|d| bed.path().join(d))
@@ -357,9 +296,9 @@ fn rm_rf(bed: &mut Bed<'_>) -> Outcome {
     timed(|| fs::remove_dir_all(dir))
 }
 
-/// Changes the owner of all files below the image's directories, as `chown -R` does.
+/// Changes the owner of files of the image, as `chown -R` does.
 fn chown(bed: &mut Bed<'_>) -> Outcome {
-    let files = files(bed, "", usize::MAX)?;
+    let files = files(bed, "usr", 5000)?;
     bed.remount();
     timed(|| {
         let owner = |file: &PathBuf| std::os::unix::fs::lchown(file, Some(1), Some(1));

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// Minutes of a full run: one round, and what is measured only once. On two CPUs with a disk of
 /// 300 MB/s.
-const MINUTES: (u64, u64) = (6, 2);
+const MINUTES: (u64, u64) = (7, 2);
 /// Minutes that the images of a first run take.
 const IMAGES: u64 = 10;
 
@@ -52,6 +52,17 @@ impl Progress {
             eprintln!("    {:6.2} s  {name}", self.last.elapsed().as_secs_f64());
         }
         self.last = Instant::now();
+    }
+
+    /// Whether a round more, after so many `rounds`, would end later than `minutes` after the start.
+    pub(crate) fn would_exceed(&self, rounds: usize, minutes: u64) -> bool {
+        let next = self.start.elapsed() * (rounds as u32 + 1) / rounds as u32;
+        next > Duration::from_secs(minutes * 60)
+    }
+
+    /// Notes that there is a turn less to do.
+    pub(crate) fn turn_skipped(&mut self) {
+        self.all -= 1;
     }
 
     /// Says how long a turn took, and how long the rest will take if the turns are alike.

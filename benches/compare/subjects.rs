@@ -16,7 +16,7 @@ use testkit::program;
 use testkit::uring::{self, Switch};
 
 use crate::Workload;
-use crate::figures::report::{Column, DEFAULT, Group, KERNEL, NOTHING};
+use crate::figures::report::{Column, DEFAULT, Group, KERNEL, NOTHING, Weight};
 use crate::layers::Layers;
 
 /// Kernel overlayfs with its defaults, to which the ratios refer.
@@ -40,11 +40,15 @@ enum How {
 pub(crate) struct Subject {
     pub(crate) name: String,
     how: How,
+    /// The command before the commands that mount: nothing, or one that takes something away.
+    before: &'static [&'static str],
     /// Whether a row is measured for this subject. Some subjects differ from another one in few
     /// rows only.
     takes: fn(&Workload) -> bool,
     /// Whether rows on more layers and on a million files, which take long, are measured too.
     long: bool,
+    /// Whether it is measured in the first round only: it is there for comparison, and takes long.
+    once: bool,
     /// Whether it is measured only if it is requested by name.
     on_request: bool,
 }
@@ -72,6 +76,16 @@ impl Subject {
         self.long
     }
 
+    /// Whether it is measured in the first round only.
+    pub(crate) fn is_once(&self) -> bool {
+        self.once
+    }
+
+    /// Whether its rows on many layers take so long that they are measured once.
+    pub(crate) fn is_slow(&self) -> bool {
+        matches!(self.how, How::Overlay(Fs::Program(_)))
+    }
+
     /// Describes it for the report.
     pub(crate) fn column(&self) -> Column {
         let more = |options: &str| match options {
@@ -84,9 +98,20 @@ impl Subject {
                 "kernel overlayfs on the directories of the layers, `-o {options}`, mounted by a \
                  program that makes the system call"
             ),
-            How::Overlay(Fs::Program(_)) => {
-                "fuse-overlayfs on the directories of the layers, default options".into()
-            }
+            How::Overlay(Fs::Program(program)) => format!(
+                "`{}` on the directories of the layers, default options; {}in the first round only",
+                self.version()
+                    .unwrap_or_else(|| program.display().to_string()),
+                if self.once {
+                    ""
+                } else {
+                    "other numbers of layers "
+                },
+            ),
+            How::Overlay(Fs::Unionfs("")) if !self.before.is_empty() => format!(
+                "`unionfs`, started by `{}`: its threads do not give way",
+                self.before.join(" ")
+            ),
             How::Overlay(Fs::Unionfs(options) | Fs::Catalogued(options)) => format!(
                 "`unionfs` by root on the directories of the layers, without a catalog: {}",
                 more(options)
@@ -108,7 +133,10 @@ impl Subject {
             return None;
         };
         let text = sh("\"$1\" --version 2>&1", &[program]).ok()?;
-        text.lines().next().map(str::to_owned)
+        // Version 1 prints those of fusermount3 and of the library too.
+        text.lines()
+            .find(|l| l.starts_with("fuse-overlayfs"))
+            .map(str::to_owned)
     }
 
     /// Mounts directories that belong to no image.
@@ -122,8 +150,15 @@ impl Subject {
 
     /// Mounts by running a program, for all subjects alike, because a user waits for that program.
     /// Also returns the time until the mount answers.
-    fn mount(&self, layers: &Layers, image: &str, stack: &Stack) -> Option<(Mounted, Duration)> {
-        let mut command = match &self.how {
+    /// `before` is a command that runs the program.
+    fn mount(
+        &self,
+        layers: &Layers,
+        image: &str,
+        stack: &Stack,
+        before: &[&str],
+    ) -> Option<(Mounted, Duration)> {
+        let command = match &self.how {
             How::Native => return None,
             How::Overlay(Fs::Program(program)) => directories_command(program, "", stack),
             How::Overlay(Fs::Unionfs(options) | Fs::Catalogued(options)) => {
@@ -133,6 +168,7 @@ impl Subject {
             How::Image(options) => image_command(options, layers, image, stack),
         };
         let is_kernel = matches!(self.how, How::Overlay(Fs::Kernel(_)));
+        let mut command = run_by(&[self.before, before].concat(), command);
         let _uring = self.name.contains("uring").then(|| Switch::set("Y"));
         let start = Instant::now();
         let output = command.output().unwrap();
@@ -154,6 +190,22 @@ fn is_live(mnt: &Path) -> bool {
     let device = |path: &Path| fs::metadata(path).map(|m| m.dev());
     let parent = mnt.parent().unwrap_or(mnt);
     device(mnt).is_ok_and(|dev| device(parent).is_ok_and(|other| other != dev))
+}
+
+/// Returns the command that `before` runs.
+fn run_by(before: &[&str], command: Command) -> Command {
+    let [program, arguments @ ..] = before else {
+        return command;
+    };
+    let mut by = Command::new(program);
+    by.args(arguments)
+        .arg(command.get_program())
+        .args(command.get_args());
+    let set = command
+        .get_envs()
+        .filter_map(|(key, value)| Some((key, value?)));
+    by.envs(set);
+    by
 }
 
 /// Returns a command with the options of fuse-overlayfs, which are those of unionfs too.
@@ -224,13 +276,43 @@ fn changes_lowers(row: &Workload) -> bool {
     row.name.starts_with("chown") || row.name == "1000 chmod of lower files"
 }
 
+/// The command that takes away the right to change the policy of threads, as containers do. Without
+/// it (and with RLIMIT_NICE 0, the default) the threads of unionfs do not give way.
+const WITHOUT_NICE: &[&str] = &[
+    "prlimit",
+    "--nice=0:0",
+    "setpriv",
+    "--inh-caps",
+    "-sys_nice",
+    "--bounding-set",
+    "-sys_nice",
+];
+
+/// Whether a row is on callers beside other processes.
+fn is_latency(row: &Workload) -> bool {
+    row.group == Group::Busy && row.name.contains("spinning")
+}
+
+/// Whether a row is on a copy-up on another file system, which has to be made and filled.
+fn is_copy_up_elsewhere(row: &Workload) -> bool {
+    row.name.starts_with("copy-up of 20") || row.name.ends_with("tmpfs")
+}
+
+/// Whether a row is a variation on data. Files are passed through, so the transport makes no
+/// difference there.
+fn is_variation_on_data(row: &Workload) -> bool {
+    row.group == Group::Data && row.weight == Weight::Aside && row.name.starts_with("fio")
+}
+
 /// Returns the subjects. Kernel overlayfs comes first, because the ratios refer to it.
 pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
     let one = |name: &str, how| Subject {
         name: name.into(),
         how,
+        before: &[],
         takes: |_| true,
         long: false,
+        once: false,
         on_request: false,
     };
     let ours = |options: &'static str| {
@@ -260,8 +342,12 @@ pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
             changes_lowers,
         )),
         long(ours("")),
-        ours("io=cached"),
-        uring(ours("transport=uring")),
+        some(ours("io=cached"), |row| {
+            !is_latency(row) && !is_copy_up_elsewhere(row)
+        }),
+        uring(some(ours("transport=uring"), |row| {
+            !is_variation_on_data(row)
+        })),
         some(ours("writeback"), |row| {
             row.group == Group::Data && !row.name.starts_with("copy-up")
         }),
@@ -274,10 +360,22 @@ pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
             rows.iter().any(|text| row.name.contains(text))
         }),
         long(some(ours("metacopy=on"), changes_lowers)),
+        Subject {
+            before: WITHOUT_NICE,
+            ..some(
+                one(
+                    "unionfs without CAP_SYS_NICE",
+                    How::Overlay(Fs::Unionfs("")),
+                ),
+                is_latency,
+            )
+        },
         some(ours("io=passthrough"), |row| {
             row.name.starts_with("page cache")
         }),
-        long(one("unionfs image", How::Image(""))),
+        long(some(one("unionfs image", How::Image("")), |row| {
+            !is_latency(row) && row.group != Group::Data
+        })),
         on_request(one("unionfs image io=cached", How::Image("io=cached"))),
         on_request(uring(one(
             "unionfs image transport=uring",
@@ -289,6 +387,17 @@ pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
     let peer = peer
         .or_else(|| std::env::var_os("PEER").map(Into::into))
         .or_else(|| on_path("fuse-overlayfs"));
+    let other = Path::new(DEBIANS);
+    if peer.as_deref().is_some_and(|peer| peer != other) && other.exists() {
+        let how = How::Overlay(Fs::Program(other.to_owned()));
+        let debians = some(one("fuse-overlayfs of Debian", how), |row| {
+            row.weight == Weight::Counted && row.group != Group::Data
+        });
+        subjects.push(Subject {
+            once: true,
+            ..debians
+        });
+    }
     if let Some(program) = peer {
         subjects.push(long(one(
             "fuse-overlayfs",
@@ -299,6 +408,9 @@ pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
     subjects
 }
 
+/// The fuse-overlayfs of the system's package, an older version.
+const DEBIANS: &str = "/usr/bin/fuse-overlayfs";
+
 /// Returns the path of a program in PATH.
 pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -307,13 +419,18 @@ pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
         .find(|p| p.exists())
 }
 
+/// The seconds after which a script is killed: a row that hangs must not hold the others up. Making the
+/// root file system is the longest.
+const SCRIPT_SECONDS: &str = "1200";
+
 /// Runs a script. If it fails, its output is the error.
 pub(crate) fn sh(script: &str, args: &[&Path]) -> Result<String, String> {
-    let output = Command::new("bash")
+    let output = Command::new("timeout")
+        .args(["--kill-after=5", SCRIPT_SECONDS, "bash"])
         .args(["-euo", "pipefail", "-c", script, "bash"])
         .args(args)
         .output()
-        .map_err(|e| format!("bash: {e}"))?;
+        .map_err(|e| format!("timeout bash: {e}"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -391,7 +508,13 @@ impl<'l> Bed<'l> {
     }
 
     fn mount(&mut self) -> Duration {
-        let mounted = self.subject.mount(self.layers, &self.image, &self.stack);
+        self.mount_within(&[])
+    }
+
+    fn mount_within(&mut self, before: &[&str]) -> Duration {
+        let mounted = self
+            .subject
+            .mount(self.layers, &self.image, &self.stack, before);
         let (mounted, took) = mounted.unzip();
         self.mounted = mounted;
         took.unwrap_or_default()
@@ -405,7 +528,7 @@ impl<'l> Bed<'l> {
                 mnt: self.layers.scratch.dir(&format!("bed/mnt-{n}")),
                 ..self.stack.clone()
             };
-            let mounted = self.subject.mount(self.layers, &self.image, &stack)?;
+            let mounted = self.subject.mount(self.layers, &self.image, &stack, &[])?;
             Some(mounted.0)
         };
         (0..count).filter_map(one).collect()
@@ -447,10 +570,15 @@ impl<'l> Bed<'l> {
     /// Unmounts and mounts again, so that the server and the kernel have forgotten names and pages
     /// of the mount, but not of the layers. Returns the time of the mounting.
     pub(crate) fn remount(&mut self) -> Duration {
+        self.remount_within(&[])
+    }
+
+    /// As [`Self::remount`]; the command `before` runs the program that mounts.
+    pub(crate) fn remount_within(&mut self, before: &[&str]) -> Duration {
         if let Some(mounted) = self.mounted.take() {
             mounted.unmount();
         }
-        self.mount()
+        self.mount_within(before)
     }
 
     /// Drops all caches of the kernel, so that the disk is cold too.

@@ -59,10 +59,7 @@ const KINDS: [Kind; 9] = [
         know: "Docker, podman and fuse-overlayfs show errors or files of zeros in such an upper \
             ([Markers](options-markers.md)). An ID mapping (`uidmapping=`, [ID mappings](options-mappings.md)) \
             changes no file at all.",
-        rows: &[
-            "chown of all files of an image",
-            "1000 chmod of lower files",
-        ],
+        rows: &["chown of 5000 lower files", "1000 chmod of lower files"],
     },
     Kind {
         title: "Databases",
@@ -135,6 +132,8 @@ const KINDS: [Kind; 9] = [
         rows: &[
             "CPU time of 3000 create+write+close",
             "4 processes: create, stat, unlink",
+            "8 processes: create, stat, unlink",
+            "32 processes: create, stat, unlink",
         ],
     },
 ];

@@ -82,7 +82,10 @@ fn means(report: &Report) -> String {
         }
     };
     let mut out = head("group", columns());
-    for group in Group::ALL.into_iter().filter(|g| *g != Group::Costs) {
+    for group in Group::ALL {
+        if report.mean(KERNEL, Some(group)).is_none() {
+            continue;
+        }
         let rows = report.mean(KERNEL, Some(group)).map_or(0, |mean| mean.rows);
         let noun = if rows == 1 { "row" } else { "rows" };
         let first = format!("{}, {rows} {noun}", group.title());

@@ -44,7 +44,7 @@ fn looks(report: &Report, take: impl Fn(&str) -> bool) -> Vec<Look<'_>> {
     let looks = drawn.enumerate().map(|(n, name)| Look {
         name,
         colour: COLOURS[n % COLOURS.len()],
-        marker: n,
+        marker: n + n / COLOURS.len(),
     });
     looks.filter(|look| take(look.name)).collect()
 }

@@ -34,6 +34,14 @@ pub(crate) fn published(
     Ok(files)
 }
 
+/// Writes `report.json` into `dir`, which exists: a row after the other, so that an aborted run leaves
+/// what it has measured.
+pub(crate) fn save(report: &Report, dir: &Path) {
+    let part = dir.join("report.json.part");
+    std::fs::write(&part, report.json()).unwrap();
+    std::fs::rename(part, dir.join("report.json")).unwrap();
+}
+
 /// Writes `report.json`, `report.md` and the plots into `dir`.
 pub(crate) fn write(report: &Report, dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();

@@ -46,6 +46,9 @@ impl Sample {
 /// The reason why a row has no figure for a subject to which it does not apply. This is no failure.
 pub(crate) const NOTHING: &str = "has no such thing";
 
+/// The fact that a run was aborted.
+const STATE: &str = "the run";
+
 /// What the rows of a table have in common.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -55,17 +58,20 @@ pub(crate) enum Group {
     Metadata,
     Data,
     Programs,
+    /// Beside other processes, with many clients, on fewer CPUs. No mean is made of these.
+    Busy,
     /// Memory, descriptors and processor time. No mean is made of these.
     Costs,
 }
 
 impl Group {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Mounts,
         Self::Walks,
         Self::Metadata,
         Self::Data,
         Self::Programs,
+        Self::Busy,
         Self::Costs,
     ];
 
@@ -76,6 +82,7 @@ impl Group {
             Self::Metadata => "Metadata",
             Self::Data => "Data",
             Self::Programs => "Programs",
+            Self::Busy => "Busy machines and many clients",
             Self::Costs => "Costs",
         }
     }
@@ -188,6 +195,17 @@ impl Report {
             columns,
             rows: Vec::new(),
         }
+    }
+
+    /// Notes that a round began. The note stays if the run is aborted.
+    pub(crate) fn begin(&mut self, round: usize) {
+        let note = format!("was aborted in round {round}");
+        self.machine.insert(STATE.into(), note);
+    }
+
+    /// Notes that all rounds are complete.
+    pub(crate) fn end(&mut self) {
+        self.machine.remove(STATE);
     }
 
     /// Adds a measurement, or the reason why there is none, to the row `name`.
