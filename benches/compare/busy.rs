@@ -190,7 +190,7 @@ fn parallel_within(bed: &Bed<'_>, processes: usize, before: &[&str]) -> Outcome 
         .map(start)
         .collect::<std::io::Result<_>>()
         .map_err(|e| e.to_string())?;
-    timed(|| {
+    let time = timed(|| {
         for process in &mut running {
             process.stdin.as_mut().unwrap().write_all(b"g")?;
         }
@@ -201,7 +201,10 @@ fn parallel_within(bed: &Bed<'_>, processes: usize, before: &[&str]) -> Outcome 
                 Err(std::io::Error::other("a process failed"))
             }
         })
-    })
+    })?;
+    // The ordinary directory is that of the next row too.
+    fs::remove_dir_all(&base).map_err(|e| e.to_string())?;
+    Ok(time)
 }
 
 /// What each process of [`parallel`] does: it says that it is ready, waits, and works in `dir`.

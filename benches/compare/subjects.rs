@@ -357,7 +357,7 @@ pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
         }),
         some(ours("volatile"), |row| {
             let rows = ["sqlite", "fsync", "randwrite", "chmod", "apt-get"];
-            rows.iter().any(|text| row.name.contains(text))
+            !is_latency(row) && rows.iter().any(|text| row.name.contains(text))
         }),
         long(some(ours("metacopy=on"), changes_lowers)),
         Subject {
