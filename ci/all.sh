@@ -6,8 +6,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export UNIONFS_REQUIRE_ALL=1
 
+# Prints how long the work has taken so far, in seconds.
 step() {
-    echo "== $*"
+    echo "== $SECONDS s: $*"
     "$@"
 }
 step cargo fmt --all --check
@@ -24,3 +25,4 @@ RUSTDOCFLAGS="-D warnings" step cargo doc --quiet --no-deps
 step ci/tools.sh cargo-deny
 step target/tools/bin/cargo-deny --log-level error check licenses bans sources
 echo "== NOT RUN: advisories (cargo deny check advisories): the database is on github.com; run just advisories"
+echo "== $SECONDS s: done"

@@ -35,10 +35,15 @@ else
 fi
 # These suites need root, because they mount.
 [ "$(id -u)" != 0 ] || ci/tools.sh pjdfstest fsx
+pass() {
+    echo "== tests, after $SECONDS s: $1"
+}
+pass "all"
 cargo test --quiet --no-fail-fast "$@"
 # With arguments, only the tests that they name run.
 [ $# = 0 ] || exit 0
 # The union under a model checker, which replaces our locks by its own.
+pass "the union under a model checker"
 cargo test --quiet --test model --no-default-features --features model
 if [ "$(id -u)" != 0 ]; then
     echo "not run once more with io=cached, over fuser and over io_uring: needs root"
@@ -48,6 +53,7 @@ fi
 # io=cached, which mounts of plain users have.
 data=(attr copy_file_range create differences fallocate fsync hardlinks link lseek open_unlinked)
 data+=(read_only read_write rename set_id data programs times fsx:: exerciser::)
+pass "io=cached"
 UNIONFS_TEST_IO=cached cargo test --quiet --test mount --test traps --test suites -- "${data[@]}"
 # The tests of messages and of the trait of operations run over the crate `fuser`. It has neither times
 # of birth nor unnamed files. The tests of these are left out, and one test that takes long.
@@ -55,6 +61,7 @@ fuser=(acl:: attr:: copy_file_range:: create:: differences:: fallocate:: forget:
 fuser+=(hardlinks:: inode_numbers:: ioctls:: link:: lookup:: lseek:: mkdir:: mknod:: non_root::)
 fuser+=(open_unlinked:: read_only:: read_write:: readdir:: rename:: rmdir:: set_id:: statfs:: unlink::)
 fuser+=(creation_modes:: times:: renames:: listing:: programs:: pjdfstest:: faults::of_data of_set_id_bits)
+pass "over the crate fuser"
 UNIONFS_TEST_TRANSPORT=fuser cargo test --quiet --test mount --test traps --test suites --test crash -- \
     "${fuser[@]}" --skip birth --skip unnamed_files --skip names_that_stay
 # The tests of the transport run once more over io_uring, which the fixture of each mount switches on.
@@ -67,6 +74,7 @@ before=$(cat $switch)
 # A test that is killed during a mount leaves io_uring switched on.
 trap 'echo "$before" >$switch' EXIT
 export UNIONFS_TEST_TRANSPORT=uring
+pass "over io_uring"
 cargo test --quiet --test mount --test traps --test crash
 cargo test --quiet --test parity -- scenarios regressions
 cargo test --quiet --test suites -- fsx exerciser
