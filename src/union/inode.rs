@@ -345,7 +345,6 @@ pub(crate) struct Inode {
     pub key: u64,
     /// Lookups counted for the kernel plus links of children; see `names::inode_table`.
     pub count: AtomicU64,
-    pub loc: RwLock<Loc, { rank::PLACE }>,
     pub busy: Mutex<(), { rank::COPY_UP }>,
     data: OnceLock<Arc<Slot<DataFd>>>,
     /// The file has a `security.capability`, which the kernel reads before a first write.
@@ -354,6 +353,9 @@ pub(crate) struct Inode {
     pub protection: Protected,
     /// Boxed, because most inodes are not directories.
     pub dir: Option<Box<Dir>>,
+    /// The last field: it is dropped after the descriptors above are closed. So
+    /// [`super::orphans::Orphans::since_last`] counts a file until the upper has its space back.
+    pub loc: RwLock<Loc, { rank::PLACE }>,
 }
 
 impl Inode {
