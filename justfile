@@ -60,6 +60,10 @@ bench-load *ARGS:
 bench-push *ARGS:
     benches/push/run.sh {{ARGS}}
 
+# `unionfs images` of a store of 1,000 images
+bench-list *ARGS:
+    benches/list.sh {{ARGS}}
+
 # the parts of the core and of the store by themselves (criterion)
 bench-parts *ARGS:
     cargo bench --bench union --bench store {{ARGS}}

@@ -14,7 +14,7 @@ layers=8
 prepare load "skopeo podman python3 jq" "$@"
 
 unionfs() {
-    "$program" --root "$work/out" load -q -i "$image"
+    "$program" --store "$work/out" load -q -i "$image"
 }
 skopeo_untar() {
     skopeo copy -q "docker-archive:$image" "dir:$work/out"

@@ -18,7 +18,8 @@ finish() {
 layers=8
 prepare push "podman python3 docker-registry" "$@"
 
-ours=("$program" --root "$work/own")
+# It looks only there, and writes there.
+ours=("$program" --root "$work/own" --store "$work/own")
 theirs=(podman --root "$work/podman" --runroot "$work/run" --storage-driver overlay)
 "${ours[@]}" load -q -i "$image" >/dev/null
 "${theirs[@]}" load -q -i "$image" >/dev/null

@@ -63,6 +63,16 @@ pub enum Error {
         /// The entry.
         entry: String,
     },
+    /// containerd does not have a blob of an image's name.
+    #[error(
+        "{name}: containerd does not have sha256:{digest}, because it pulls for one platform; `ctr images pull --all-platforms {name}` gets the others, or leave --all out"
+    )]
+    NotPulled {
+        /// The image's name.
+        name: String,
+        /// The hexadecimal digits of the digest.
+        digest: String,
+    },
     /// An entry is malformed.
     #[error("{archive}, {entry}: {what}")]
     Entry {

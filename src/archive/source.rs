@@ -1,4 +1,5 @@
-//! The source of an archive's entries: a directory, or a tar, which is indexed once.
+//! The source of an archive's entries: a directory, or a tar, which is indexed once. What containerd
+//! keeps of an image's name is a source too, with the entries of an OCI layout.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -14,11 +15,16 @@ use super::error::{Error, Result};
 use crate::layer::OpenDir;
 use crate::layer_tar::clean;
 use crate::layer_tar::compression::{self, Compression};
+use crate::oci::Digest;
 use crate::oci::text::excerpt;
+use crate::store::PulledContent;
 use crate::store::confined_dir::ConfinedDir;
 use crate::store::writable::Staging;
 use crate::sys::free_space::FreeSpaceWatch;
 use crate::sys::interrupt;
+
+/// The directory of blobs in an OCI layout.
+const BLOBS: &str = "blobs/sha256/";
 
 /// The limit of entries of an archive: images have some hundred layers.
 const MAX_ENTRIES: usize = 100_000;
@@ -46,6 +52,7 @@ enum SourceKind {
         file: Arc<File>,
         index: HashMap<Vec<u8>, EntryLocation>,
     },
+    Pulled(PulledContent),
 }
 
 #[derive(Clone, Debug)]
@@ -139,6 +146,15 @@ impl Source {
         })
     }
 
+    /// Uses what containerd keeps of an image's name, as an OCI layout with one entry.
+    pub fn of_pulled(content: PulledContent) -> Self {
+        let name = format!("{:?} of containerd", content.name());
+        Self {
+            kind: SourceKind::Pulled(content),
+            name,
+        }
+    }
+
     /// Reads an archive to its end, for example from a pipe, into a file without a name in `tmp`,
     /// at most `limit` bytes.
     ///
@@ -213,7 +229,7 @@ impl Source {
     pub fn transports(&self) -> Result<Vec<&'static str>> {
         let has = |name: &str| Ok::<_, Error>(self.open_entry(name)?.is_some());
         let (layout, docker) = match &self.kind {
-            SourceKind::Dir(_) => ("oci", "dir"),
+            SourceKind::Dir(_) | SourceKind::Pulled(_) => ("oci", "dir"),
             SourceKind::Tar { .. } => ("oci-archive", "docker-archive"),
         };
         let mut found = Vec::new();
@@ -236,15 +252,15 @@ impl Source {
         match &self.kind {
             SourceKind::Dir(dir) => {
                 let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&path);
-                let Some(file) = dir.file(path)? else {
-                    return Ok(None);
-                };
-                let end = file.metadata().map_err(|e| self.failed(e))?.len();
-                Ok(Some(Section {
-                    file: Arc::new(file),
-                    at: 0,
-                    end,
-                }))
+                self.section(dir.file(path)?)
+            }
+            SourceKind::Pulled(content) => {
+                let hex = path.strip_prefix(BLOBS.as_bytes());
+                let hex = hex.and_then(|hex| std::str::from_utf8(hex).ok());
+                match hex.and_then(Digest::from_hex) {
+                    Some(digest) => self.section(content.blob(&digest)?),
+                    None => Ok(None),
+                }
             }
             SourceKind::Tar { file, index } => {
                 let mut path = path;
@@ -267,10 +283,23 @@ impl Source {
         }
     }
 
-    /// Opens an entry for a copy of its bytes; `None` if it does not exist.
+    /// Returns a whole file as an entry.
+    fn section(&self, file: Option<File>) -> Result<Option<Section>> {
+        let Some(file) = file else {
+            return Ok(None);
+        };
+        let end = file.metadata().map_err(|e| self.failed(e))?.len();
+        Ok(Some(Section {
+            file: Arc::new(file),
+            at: 0,
+            end,
+        }))
+    }
+
+    /// Opens an entry, which must exist, for a copy of its bytes.
     #[cfg(feature = "registry")]
-    pub(crate) fn reader(&self, path: &str) -> Result<Option<impl Read + use<>>> {
-        self.open_entry(path)
+    pub(crate) fn reader(&self, path: &str) -> Result<impl Read + use<>> {
+        self.open_entry(path)?.ok_or_else(|| self.missing(path))
     }
 
     /// Reads a small entry, which must exist.
@@ -281,6 +310,11 @@ impl Source {
 
     /// Reads a small entry.
     pub(super) fn metadata(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        if let (SourceKind::Pulled(content), "index.json") = (&self.kind, path) {
+            let entry = serde_json::json!({ "digest": content.target() });
+            let index = serde_json::json!({ "schemaVersion": 2, "manifests": [entry] });
+            return Ok(Some(index.to_string().into_bytes()));
+        }
         let Some(mut entry) = self.open_entry(path)? else {
             return Ok(None);
         };
@@ -296,11 +330,20 @@ impl Source {
 
     /// Reads a small entry that must exist.
     pub(super) fn required(&self, path: &str) -> Result<Vec<u8>> {
-        let missing = || Error::Missing {
-            archive: self.name.clone(),
-            entry: excerpt(path.as_bytes()),
-        };
-        self.metadata(path)?.ok_or_else(missing)
+        self.metadata(path)?.ok_or_else(|| self.missing(path))
+    }
+
+    fn missing(&self, path: &str) -> Error {
+        match (&self.kind, path.strip_prefix(BLOBS)) {
+            (SourceKind::Pulled(content), Some(hex)) => Error::NotPulled {
+                name: content.name().to_owned(),
+                digest: excerpt(hex.as_bytes()),
+            },
+            _ => Error::Missing {
+                archive: self.name.clone(),
+                entry: excerpt(path.as_bytes()),
+            },
+        }
     }
 
     fn failed(&self, source: io::Error) -> Error {

@@ -22,7 +22,7 @@ const fn alias(words: &'static [&'static str], command: &'static [&'static str])
 }
 
 /// All aliases, in the order of the guide.
-pub(super) const TABLE: [Alias; 35] = [
+pub(super) const TABLE: [Alias; 36] = [
     alias(&["image", "ls"], &["images"]),
     alias(&["image", "list"], &["images"]),
     alias(&["image", "rm"], &["rmi"]),
@@ -40,6 +40,7 @@ pub(super) const TABLE: [Alias; 35] = [
     alias(&["image", "umount"], &["umount"]),
     alias(&["image", "tree"], &["layers"]),
     alias(&["image", "diff"], &["diff"]),
+    alias(&["container", "run"], &["run"]),
     alias(&["container", "ls"], &["ps"]),
     alias(&["container", "list"], &["ps"]),
     alias(&["container", "ps"], &["ps"]),
@@ -71,7 +72,10 @@ const GROUPS: [(&str, &str); 3] = [
 ];
 
 /// The options that may stand before the command and have a value.
-const WITH_VALUE: [&str; 4] = ["--root", "--runroot", "--store", "--namespace"];
+const WITH_VALUE: [&str; 5] = ["--root", "--runroot", "--store", "--namespace", "--policy"];
+
+/// Those that have none.
+const WITHOUT_VALUE: [&str; 1] = ["--insecure-policy"];
 
 /// Replaces an alias by its command. All other arguments stay.
 pub(super) fn expand(args: Vec<OsString>) -> Vec<OsString> {
@@ -106,7 +110,7 @@ fn word_from(args: &[OsString], start: usize) -> Option<usize> {
     while let Some(arg) = args.get(at) {
         if WITH_VALUE.iter().any(|option| arg == option) {
             at += 2;
-        } else if is_joined(arg) {
+        } else if is_joined(arg) || is_flag(arg) {
             at += 1;
         } else {
             return Some(at);
@@ -117,7 +121,11 @@ fn word_from(args: &[OsString], start: usize) -> Option<usize> {
 
 /// Whether a word is an option of the whole program, with or without its value.
 pub(super) fn is_program_option(word: &OsStr) -> bool {
-    WITH_VALUE.iter().any(|option| word == *option) || is_joined(word)
+    WITH_VALUE.iter().any(|option| word == *option) || is_joined(word) || is_flag(word)
+}
+
+fn is_flag(word: &OsStr) -> bool {
+    WITHOUT_VALUE.iter().any(|option| word == *option)
 }
 
 /// Whether it is an option of the whole program with its value: `--root=DIR`.
@@ -192,6 +200,11 @@ mod tests {
             ("unionfs image bogus", "unionfs image bogus"),
             ("unionfs image", "unionfs image"),
             ("unionfs --store /x image ls", "unionfs --store /x images"),
+            (
+                "unionfs --insecure-policy --policy p image --policy=x ls",
+                "unionfs --insecure-policy --policy p --policy=x images",
+            ),
+            ("unionfs container run a id", "unionfs run a id"),
             ("unionfs --root", "unionfs --root"),
             ("unionfs rmi image ls", "unionfs rmi image ls"),
             ("unionfs", "unionfs"),

@@ -5,8 +5,10 @@
 //! and of Docker's archives lead through a layout in a file without a name (`copy_staged`): the
 //! destination gets nothing before that is complete.
 
-use anyhow::Context as _;
+use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
 
 use super::command_sandbox::SandboxArgs;
 use super::copy_source::OpenedSource;
@@ -29,7 +31,7 @@ use unionfs::sys::walk::{self, Trust};
 /// and oci-archive:FILE[:TAG] are OCI layouts, dir:DIR is a directory of skopeo, docker-archive:FILE is an
 /// archive of Docker, and a plain NAME is an image of a store (the destination is the own store);
 /// containers-storage:NAME and docker-daemon:NAME are images of the stores of podman and Docker, which are
-/// only read. Each kind can be copied to each other. Between registries, layouts and directories nothing is
+/// only read. Each kind can be copied to each other. The path - of a destination is standard output. Between registries, layouts and directories nothing is
 /// unpacked, and digests stay; but in a layout, manifests of Docker become those of OCI, with other
 /// digests. Layers from stores and archives of Docker are not compressed, except on the way to a registry.
 #[derive(Debug, clap::Args)]
@@ -46,7 +48,8 @@ pub(super) struct Args {
     pub(super) source: String,
     /// Its new place
     pub(super) destination: String,
-    /// Copy all images of an index, and the index [default: the image for this machine]
+    /// Copy all images of an index, and the index [default: the image for this machine]; of the stores,
+    /// only those of containerd keep indexes
     #[arg(long, short = 'a')]
     pub(super) all: bool,
     /// Copy the image for this platform: os/architecture[/variant]
@@ -136,6 +139,14 @@ pub(super) enum End<'t> {
 }
 
 impl<'t> End<'t> {
+    /// Whether a destination is standard output.
+    fn is_standard_output(self) -> bool {
+        matches!(
+            self,
+            Self::LayoutArchive("-", _) | Self::DockerArchive("-", _)
+        )
+    }
+
     fn parse(text: &'t str) -> Result<Self, Usage> {
         if let Some(name) = text.strip_prefix("docker://") {
             return Ok(Self::Registry(name));
@@ -184,18 +195,36 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         return Err(Usage(text.to_owned()).into());
     }
     let is_single = |end: End<'_>| matches!(end, End::Store(_) | End::DockerArchive(..));
-    if args.all && (is_single(from) || is_single(to)) {
-        let text = "stores and archives of Docker have single images, no index: leave --all out, or copy \
-                    between registries, layouts and directories";
+    if args.all && (matches!(from, End::DockerArchive(..)) || is_single(to)) {
+        return Err(no_index(&args.source).into());
+    }
+    if to.is_standard_output() && (args.json || io::stdout().is_terminal()) {
+        let text = "an archive is not for a terminal, and not beside --json: give a file or a pipe";
         return Err(Usage(text.to_owned()).into());
     }
     match (from, to) {
+        (End::Store(_), _) if args.all => bytes(args, from, to, root),
         (End::Store(image), End::Store(new)) => copy_staged::between_stores(args, image, new, root),
         (End::Store(_) | End::DockerArchive(..), End::Registry(_)) | (_, End::Store(_)) => {
             super::again(through_store(args, from, to)?, root)
         }
         _ => bytes(args, from, to, root),
     }
+}
+
+/// The refusal of an index where there can be none.
+pub(super) fn no_index(source: &str) -> Usage {
+    let example = match End::parse(source) {
+        Ok(End::Store(name)) => {
+            format!(", such as `unionfs copy --all docker://{name} oci-archive:FILE`")
+        }
+        _ => String::new(),
+    };
+    let text = format!(
+        "{source:?}: archives of Docker, and all stores but containerd's, have single images, no index: leave \
+         --all out, or copy between registries, layouts, directories and containerd's store{example}"
+    );
+    Usage(text)
 }
 
 /// Returns the command that copies to a store, or from one to a registry.
@@ -269,6 +298,7 @@ fn bytes(args: &Args, from: End<'_>, to: End<'_>, root: Option<&Path>) -> anyhow
     let staging = Staging::of_files(args.parallel + 4)?;
     let source = OpenedSource::open(args, from, &mut cage, root)?;
     let output = match to {
+        _ if to.is_standard_output() => Some(Output::standard()?),
         End::LayoutArchive(path, _) | End::DockerArchive(path, _) => {
             Some(Output::open(Path::new(path), None)?)
         }
@@ -341,6 +371,9 @@ fn bytes(args: &Args, from: End<'_>, to: End<'_>, root: Option<&Path>) -> anyhow
             Ok(())
         })?,
         _ => {}
+    }
+    if to.is_standard_output() {
+        return Ok(());
     }
     let (label, digest) = match &done {
         Some(Done::Copied(copied)) if args.json => return print_json(copied),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::archive_policy::Verdicts;
 use super::command_sandbox::{self, Cage, Input};
-use super::copy::{Args, End};
+use super::copy::{Args, End, no_index};
 use super::copy_staged::{self, ForDocker};
 use super::{remote_names, short_names};
 use unionfs::archive::{self, Format, Outgoing, Repacked, Source};
@@ -31,6 +31,11 @@ pub(super) enum OpenedSource<'t> {
         image: &'t str,
         places: RefCell<Option<Places>>,
     },
+    /// An index in a store, with all its images.
+    Index {
+        image: &'t str,
+        places: RefCell<Option<Places>>,
+    },
 }
 
 impl<'t> OpenedSource<'t> {
@@ -50,6 +55,10 @@ impl<'t> OpenedSource<'t> {
             End::Store(image) => {
                 short_names::learn(image);
                 let mut places = cage.stores(root, &[image])?;
+                if args.all {
+                    let places = Some(places).into();
+                    return Ok(Self::Index { image, places });
+                }
                 places.open_pools(None)?;
                 let places = Some(places).into();
                 Ok(Self::Store { image, places })
@@ -85,6 +94,14 @@ impl<'t> OpenedSource<'t> {
                 let file = staging.file()?;
                 archive::save(&[outgoing], Format::Oci, &file, show)?;
                 copy_staged::layout(file, image, staging).map(Some)
+            }
+            Self::Index { image, places } => {
+                let Some(places) = places.take() else {
+                    anyhow::bail!("the stores are read already");
+                };
+                let content = command_sandbox::open(places)?.pulled_content(image)?;
+                let content = content.ok_or_else(|| no_index(image))?;
+                Ok(Some(Source::of_pulled(content)))
             }
             Self::Archive {
                 end,
@@ -124,7 +141,9 @@ impl<'t> OpenedSource<'t> {
                 End::DockerArchive(..) => CopyFrom::Layout(source, None),
                 _ => CopyFrom::Layout(source, end.place().and_then(|(_, tag)| tag)),
             }),
-            (Self::Store { .. }, Some(source)) => Ok(CopyFrom::Layout(source, None)),
+            (Self::Store { .. } | Self::Index { .. }, Some(source)) => {
+                Ok(CopyFrom::Layout(source, None))
+            }
         }
     }
 
@@ -147,7 +166,9 @@ impl<'t> OpenedSource<'t> {
         let tagged = |name: &Reference| name.digest().is_none();
         let own = match self {
             Self::Registry(both) => Some(both.0.clone()),
-            Self::Store { image, .. } => named(ImageName::parse(image)?.name()),
+            Self::Store { image, .. } | Self::Index { image, .. } => {
+                named(ImageName::parse(image)?.name())
+            }
             Self::Archive { .. } => None,
         };
         let names = match (name, own.filter(tagged), self) {

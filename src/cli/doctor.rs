@@ -3,7 +3,6 @@
 //! The answers about mounts are not derived from the other facts: two small unions are mounted in a
 //! temporary directory, by this program as a user would start it, and their records are read.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -12,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::doctor_facts::{self, Fact};
-use super::output::{Table, one_line, print, print_json};
+use super::output::{Table, one_line, print, print_json, terminal_width, wrapped};
 use super::{environment, version::VERSION};
 
 /// Show what this system offers to mounts, and what to change for more
@@ -85,7 +84,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if args.json {
         print_json(&report)?;
     } else {
-        print(&text(&report))?;
+        print(&text(&report, terminal_width()))?;
     }
     match report.mounts.iter().find(|mount| !mount.works) {
         None => Ok(()),
@@ -180,7 +179,8 @@ fn advice(facts: &[Fact], mounts: &[Trial]) -> Vec<String> {
     advice
 }
 
-fn text(report: &Report) -> String {
+/// Returns the report for people, in lines of at most `width` columns.
+fn text(report: &Report, width: Option<usize>) -> String {
     let mut text = format!(
         "unionfs {} on Linux {}, as {}\n\n",
         report.version,
@@ -189,10 +189,10 @@ fn text(report: &Report) -> String {
     );
     for fact in &report.facts {
         let mark = if fact.good { "yes" } else { "no" };
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{:<19}{mark:<5}{}", fact.name, one_line(&fact.detail));
+        let head = format!("{:<19}{mark:<5}", fact.name);
+        text += &wrapped(&head, &one_line(&fact.detail), width);
     }
-    let mut table = Table::new(&["MOUNT", "WORKS", "IO", "TRANSPORT", "SANDBOX"]);
+    let mut table = Table::new(&["MOUNT", "WORKS", "IO", "TRANSPORT"]);
     let shown = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     for mount in &report.mounts {
         let works = if mount.works { "yes" } else { "no" };
@@ -201,23 +201,38 @@ fn text(report: &Report) -> String {
             works.to_owned(),
             shown(&mount.io),
             shown(&mount.transport),
-            mount
-                .sandbox
-                .as_ref()
-                .map_or("none".to_owned(), sandbox_text),
         ]);
     }
     text.push('\n');
     text += &table.render();
+    text.push('\n');
+    for (kinds, sandbox) in sandboxes(&report.mounts) {
+        let head = format!("sandbox ({kinds}): ");
+        text += &wrapped(&head, &sandbox, width);
+    }
     if report.advice.is_empty() {
         text += "\nNothing to change.\n";
     } else {
         text += "\nFor more:\n";
         for line in &report.advice {
-            let _ = writeln!(text, "- {}", one_line(line));
+            text += &wrapped("- ", &one_line(line), width);
         }
     }
     text
+}
+
+/// Returns each sandbox once, with the kinds of mounts that have it.
+fn sandboxes(mounts: &[Trial]) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for mount in mounts.iter().filter(|mount| mount.works) {
+        let text = mount.sandbox.as_ref().map(sandbox_text);
+        let text = text.unwrap_or_else(|| "none".to_owned());
+        match found.iter_mut().find(|(_, known)| *known == text) {
+            Some((kinds, _)) => *kinds = format!("{kinds}, {}", mount.kind),
+            None => found.push((mount.kind.to_owned(), text)),
+        }
+    }
+    found
 }
 
 /// Names the parts of a sandbox, without the capabilities.
@@ -243,4 +258,52 @@ fn sandbox_text(parts: &Value) -> String {
 /// Returns a file of the system as text; empty if it cannot be read.
 pub(super) fn read(path: impl Into<PathBuf>) -> String {
     std::fs::read_to_string(path.into()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The longest report: of everything something is missing, and both sandboxes differ.
+    #[test]
+    fn the_report_fits_a_terminal() {
+        let mut facts = doctor_facts::all();
+        for fact in &mut facts {
+            fact.good = false;
+        }
+        let parts = |landlock: u64| {
+            serde_json::json!({"mount_namespace": true, "private_layers": true, "seccomp": true,
+                "no_new_privs": true, "landlock": landlock})
+        };
+        let trial = |kind, version| Trial {
+            kind,
+            works: true,
+            io: Some("cached".to_owned()),
+            transport: Some("classic".to_owned()),
+            sandbox: Some(parts(version)),
+            error: None,
+        };
+        let mounts = vec![trial("writable", 6), trial("read-only", 7)];
+        let advice = advice(&facts, &mounts);
+        let report = Report {
+            version: VERSION,
+            kernel: "6.18.44-some-long-name".to_owned(),
+            user: "user 1000".to_owned(),
+            facts,
+            mounts,
+            advice,
+        };
+        for (width, height) in [(80, 48), (100, 40)] {
+            let text = text(&report, Some(width));
+            assert!(text.lines().count() <= height, "{width}: {text}");
+            for line in text.lines() {
+                // A path is not broken.
+                let words = line.split_whitespace().count();
+                assert!(
+                    line.chars().count() <= width || words <= 2,
+                    "{width}: {line}"
+                );
+            }
+        }
+    }
 }

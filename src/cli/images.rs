@@ -180,6 +180,7 @@ fn rows(images: &[&Image], filters: &[Resolved<'_>], args: &Args) -> Rows {
         columns.insert(1, "Digest");
     }
     let mut rows = Rows::new(&FIELDS, columns, "ID");
+    rows.may_leave_out(&["Unshared", "Layers", "Platform"]);
     for image in images {
         let row = Row::new(image);
         let has_sizes = image.unpacked || !image.layers.is_empty();

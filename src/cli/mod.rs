@@ -49,6 +49,7 @@ mod facts;
 mod filters;
 mod fuse_overlayfs_args;
 mod go_template;
+mod help_text;
 mod history;
 mod images;
 mod import;
@@ -130,9 +131,8 @@ Examples:
 Exit codes: 0 success, 1 failure (one line on stderr gives the reason), 2 wrong usage, 3 a mount does
 not answer.
 Environment: UNIONFS_STORE (the store that unionfs writes to, as --store; UNIONFS_ROOT is its older
-name), UNIONFS_RUNTIME_DIR (records of
-mounts), UNIONFS_TIMEOUT (seconds to wait for a mount, default 5), UNIONFS_LOG (log filter, such as
-debug), UNIONFS_SANDBOX (auto, strict or off, for commands with --sandbox)."
+name), UNIONFS_RUNTIME_DIR (records of mounts), UNIONFS_TIMEOUT (seconds to wait for a mount,
+default 5), UNIONFS_LOG (log filter, such as debug), UNIONFS_SANDBOX (auto, strict or off, for commands with --sandbox)."
 )]
 struct Cli {
     /// Look for images only in the store at DIR; nothing is written there [default: the store of
@@ -279,7 +279,7 @@ fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
         });
     }
     // Help and mistakes need the whole command line.
-    let mut command = aliases::with_groups(Cli::command());
+    let mut command = help_text::flowing(aliases::with_groups(Cli::command()));
     let matches = command.try_get_matches_from_mut(args)?;
     Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
 }
@@ -312,6 +312,19 @@ fn environment() -> Environment {
         environment.containerd_namespace = Some(name.into());
     }
     environment
+}
+
+/// Returns the options that apply to all commands except `--root`, for another process of this program.
+fn global_words() -> Vec<OsString> {
+    let mut words = policy_args::words();
+    let store = STORE.get().map(|path| ("--store", path.into()));
+    let run_root = RUN_ROOT.get().map(|path| ("--runroot", path.into()));
+    let namespace = NAMESPACE.get().map(|name| ("--namespace", name.into()));
+    let given: [Option<(&str, OsString)>; 3] = [store, run_root, namespace];
+    for (option, value) in given.into_iter().flatten() {
+        words.extend([option.into(), value]);
+    }
+    words
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

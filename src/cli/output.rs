@@ -55,12 +55,16 @@ pub(super) enum Cut {
 
 /// The width to which a column may be shortened.
 const NARROWEST: usize = 10;
+/// The width to which a column may be shortened while others can be left out.
+const READABLE: usize = 14;
 
 /// Columns that are padded to their widest cell, with two spaces between them. On a terminal, cells
 /// are shortened until the table fits; a pipe gets whole cells.
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
     cuts: Vec<Cut>,
+    /// The columns that a narrow terminal does not get, the first one to go first.
+    dispensable: Vec<usize>,
 }
 
 impl Table {
@@ -68,6 +72,7 @@ impl Table {
         Self {
             rows: vec![head.iter().map(|cell| (*cell).to_owned()).collect()],
             cuts: vec![Cut::No; head.len()],
+            dispensable: Vec::new(),
         }
     }
 
@@ -76,6 +81,11 @@ impl Table {
         if let Some(place) = self.cuts.get_mut(column) {
             *place = cut;
         }
+    }
+
+    /// Permits to leave columns out, in this order, before cells become shorter than people can read.
+    pub(super) fn may_leave_out(&mut self, columns: impl IntoIterator<Item = usize>) {
+        self.dispensable = columns.into_iter().collect();
     }
 
     pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
@@ -91,11 +101,14 @@ impl Table {
 
     /// Returns the lines, of at most this width if cells can be shortened so far.
     fn render_for(&self, limit: Option<usize>) -> String {
-        let widths = self.widths(limit);
+        let (widths, left_out) = self.widths(limit);
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();
             for (at, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                if left_out.contains(&at) {
+                    continue;
+                }
                 let cut = self.cuts.get(at).copied().unwrap_or(Cut::No);
                 let cell = shortened(cell, *width, cut);
                 let padding = width.saturating_sub(cell.width());
@@ -107,7 +120,8 @@ impl Table {
         text
     }
 
-    fn widths(&self, limit: Option<usize>) -> Vec<usize> {
+    /// Returns the widths of the columns, and those that are left out.
+    fn widths(&self, limit: Option<usize>) -> (Vec<usize>, &[usize]) {
         let mut widths: Vec<usize> = Vec::new();
         for row in &self.rows {
             widths.resize(row.len().max(widths.len()), 0);
@@ -116,24 +130,73 @@ impl Table {
             }
         }
         let Some(limit) = limit else {
-            return widths;
+            return (widths, &[]);
         };
-        let gaps = 2 * widths.len().saturating_sub(1);
-        while widths.iter().sum::<usize>() + gaps > limit {
-            let cuts = self.cuts.iter().chain(std::iter::repeat(&Cut::No));
-            let elastic = widths.iter_mut().zip(cuts);
-            let elastic = elastic.filter(|(width, cut)| **cut != Cut::No && **width > NARROWEST);
-            let Some((widest, _)) = elastic.max_by_key(|(width, _)| **width) else {
-                break;
+        for count in 0..=self.dispensable.len() {
+            let left_out = &self.dispensable[..count];
+            let is_last = count == self.dispensable.len();
+            let narrowest = if is_last { NARROWEST } else { READABLE };
+            let mut tried = widths.clone();
+            let fits = self.shorten(&mut tried, left_out, narrowest, limit);
+            if fits || is_last {
+                return (tried, left_out);
+            }
+        }
+        (widths, &[])
+    }
+
+    /// Shortens columns, the widest first, until those that are not left out fit. Returns whether they do.
+    fn shorten(
+        &self,
+        widths: &mut [usize],
+        left_out: &[usize],
+        narrowest: usize,
+        limit: usize,
+    ) -> bool {
+        let is_shown = |at: usize| !left_out.contains(&at);
+        let gaps = 2 * (widths.len() - left_out.len()).saturating_sub(1);
+        let total = |widths: &[usize]| -> usize {
+            let shown = widths.iter().enumerate().filter(|(at, _)| is_shown(*at));
+            shown.map(|(_, width)| width).sum::<usize>() + gaps
+        };
+        while total(widths) > limit {
+            let elastic = widths.iter_mut().enumerate().filter(|(at, width)| {
+                let cut = self.cuts.get(*at).copied().unwrap_or(Cut::No);
+                cut != Cut::No && **width > narrowest && is_shown(*at)
+            });
+            let Some((_, widest)) = elastic.max_by_key(|(_, width)| **width) else {
+                return false;
             };
             *widest -= 1;
         }
-        widths
+        true
     }
 }
 
+/// Returns `head` and a text, broken at spaces into lines of at most `width` columns. The text keeps to
+/// the right of `head`. Longer words stay whole.
+pub(super) fn wrapped(head: &str, text: &str, width: Option<usize>) -> String {
+    let indent = head.width();
+    let (mut lines, mut used) = (head.to_owned(), indent);
+    for word in text.split(' ') {
+        let needed = word.width() + usize::from(used > indent);
+        if used > indent && width.is_some_and(|width| used + needed > width) {
+            let _ = write!(lines, "\n{:indent$}", "");
+            used = indent;
+        }
+        if used > indent {
+            lines.push(' ');
+            used += 1;
+        }
+        lines.push_str(word);
+        used += word.width();
+    }
+    lines.push('\n');
+    lines
+}
+
 /// Returns the width of the terminal that is standard output. `None`: it is no terminal.
-fn terminal_width() -> Option<usize> {
+pub(super) fn terminal_width() -> Option<usize> {
     if !io::stdout().is_terminal() {
         return None;
     }
@@ -277,6 +340,41 @@ mod tests {
         assert!(table.render_for(Some(40)).contains("app:2"));
         // What cannot be shortened stays whole.
         assert!(table.render_for(Some(5)).contains("1f0c"));
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_fewer_columns() {
+        let mut table = Table::new(&["NAME", "LAYERS", "UNSHARED", "CREATED"]);
+        table.may_cut(0, Cut::Middle);
+        table.may_leave_out([2, 1]);
+        let name = "registry.example.org/team/app:2";
+        table.row([name, "3", "1.98MB", "3 weeks ago"].map(Into::into));
+        let heads = |limit| {
+            let text = table.render_for(Some(limit));
+            assert!(
+                text.lines().all(|line| line.width() <= limit),
+                "{limit}: {text}"
+            );
+            let line = text.lines().next().unwrap_or_default();
+            line.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(heads(50), ["NAME", "LAYERS", "UNSHARED", "CREATED"]);
+        assert_eq!(heads(40), ["NAME", "LAYERS", "CREATED"]);
+        assert_eq!(heads(30), ["NAME", "CREATED"]);
+        assert!(table.render_for(None).contains("1.98MB"));
+    }
+
+    #[test]
+    fn long_lines_are_broken_at_spaces() {
+        let text = "one two three, and a_long_word_that_stays 漢字 x";
+        assert_eq!(wrapped("key  ", text, None), format!("key  {text}\n"));
+        assert_eq!(
+            wrapped("key  ", text, Some(16)),
+            "key  one two\n     three, and\n     a_long_word_that_stays\n     漢字 x\n"
+        );
+        assert_eq!(wrapped("", "a b", Some(1)), "a\nb\n");
     }
 
     #[test]

@@ -69,6 +69,18 @@ impl Output {
         })
     }
 
+    /// Writes to standard output.
+    pub(super) fn standard() -> anyhow::Result<Self> {
+        let stdout = io::stdout();
+        let file = stdout.as_fd().try_clone_to_owned();
+        Ok(Self {
+            path: "-".into(),
+            file: file.context("cannot write to standard output")?.into(),
+            is_special: true,
+            outside: Outside::start(None, None).context("cannot start a process")?,
+        })
+    }
+
     /// The process outside.
     pub(super) fn outside(&self) -> &Arc<Outside> {
         &self.outside

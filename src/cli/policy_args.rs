@@ -1,6 +1,7 @@
 //! `--policy` and `--insecure-policy`: which signature policy is used, as for skopeo. They apply to the
 //! whole command, also to the images of archives that it takes.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -59,6 +60,15 @@ fn must_exist(path: &Path) -> Result<PathBuf, Usage> {
          --insecure-policy accepts all images"
     );
     Err(Usage(text))
+}
+
+/// Returns the options as a user writes them.
+pub(super) fn words() -> Vec<OsString> {
+    match POLICY.get() {
+        None => Vec::new(),
+        Some(Policy::File(path)) => vec!["--policy".into(), path.into()],
+        Some(Policy::None) => vec!["--insecure-policy".into()],
+    }
 }
 
 /// Returns the configuration of registries, with the policy that the options choose.

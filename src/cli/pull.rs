@@ -10,7 +10,7 @@ use super::load::warn_of_devices;
 use super::output::{print, print_json, size};
 use super::progress::{ProgressArgs, verb};
 use super::registry_args::RegistryArgs;
-use super::{error, interrupt, own_store, warn};
+use super::{error, interrupt, own_store, remote_names, warn};
 use unionfs::layer_tar::Limits;
 use unionfs::oci::{Digest, Platform, Reference};
 use unionfs::progress::Progress;
@@ -71,7 +71,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut wanted = Vec::with_capacity(args.images.len());
     for image in &args.images {
         let options = options(args)?;
-        wanted.push((options.access.candidates(image)?, options));
+        let name = remote_names::of_registry(image, || {
+            format!("`unionfs copy {image} NAME` copies it into the own store")
+        })?;
+        wanted.push((options.access.candidates(name)?, options));
     }
     let store = own_store::open()?;
     for (names, options) in &mut wanted {

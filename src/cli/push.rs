@@ -9,7 +9,7 @@ use super::output::{print, print_json};
 use super::pool::PoolArgs;
 use super::progress::{ProgressArgs, verb};
 use super::registry_args::RegistryArgs;
-use super::{archive_names, command_sandbox, own_store, short_names};
+use super::{archive_names, command_sandbox, own_store, remote_names, short_names};
 use unionfs::oci::Reference;
 use unionfs::registry::{LayerCompression, ManifestFormat, Purpose, PushOptions, push};
 use unionfs::store::ImageName;
@@ -20,7 +20,8 @@ use unionfs::store::writable::Staging;
 /// Each layer is rebuilt, checked, and compressed to the same bytes each time. Blobs that the
 /// registry has are not sent. The layers of a pulled image keep their digests. Images of every
 /// store can be pushed, including those of Docker. Logins and certificates are those of unionfs
-/// pull.
+/// pull. With --all, an index and all its images are copied as they are, where they are kept: in
+/// containerd's stores and OCI layouts.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -35,6 +36,13 @@ pub(super) struct Args {
     image: String,
     /// The destination: [HOST/]NAME[:TAG] [default: the name of the image]
     destination: Option<String>,
+    /// Push the index and the images for all platforms, as they are
+    #[arg(
+        long,
+        short = 'a',
+        conflicts_with_all = ["format", "compression", "compression_level", "plain_http", "pool_data", "pool_metadata"]
+    )]
+    all: bool,
     #[command(flatten)]
     registry: RegistryArgs,
     /// Media types of the manifest: docker: version 2, schema 2; oci: OCI [default: docker, with zstd oci]
@@ -103,13 +111,18 @@ fn wanted(args: &Args) -> Result<(ManifestFormat, LayerCompression), Usage> {
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let (kind, compression) = wanted(args)?;
     let name = match &args.destination {
-        Some(destination) => own_store::new_name(destination)?,
+        Some(destination) => own_store::new_name(remote_names::of_registry(destination, || {
+            format!("`unionfs copy {} {destination}` writes it", args.image)
+        })?)?,
         None if archive_names::is_one(&args.image) => {
             let text = format!("{:?} is in an archive: give a destination", args.image);
             return Err(Usage(text).into());
         }
         None => implied(&args.image)?,
     };
+    if args.all {
+        return super::again(copy_of_index(args, &name), root);
+    }
     let image = archive_names::resolve(&args.image, &args.sandbox, root)?;
     let mut access = args.registry.access()?;
     let mut cage = args.sandbox.cage("push")?.moves_images();
@@ -166,6 +179,23 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
             pushed.digest, pushed.name
         ))
     }
+}
+
+/// Returns the command that copies an index with all its images.
+fn copy_of_index(args: &Args, name: &Reference) -> Vec<String> {
+    let mut words = vec![
+        "copy".to_owned(),
+        "--all".to_owned(),
+        args.image.clone(),
+        format!("docker://{name}"),
+        format!("--parallel={}", args.registry.parallel),
+    ];
+    let logins = args.registry.words();
+    words.extend(logins.iter().map(|word| word.replacen("--", "--dest-", 1)));
+    words.extend(args.progress.word());
+    words.extend(args.json.then(|| "--json".to_owned()));
+    words.extend(args.sandbox.word());
+    words
 }
 
 /// Returns the name of the image as the destination.

@@ -109,6 +109,11 @@ pub(super) struct RegistryArgs {
 }
 
 impl RegistryArgs {
+    /// Returns the options for the credentials as a user writes them.
+    pub(super) fn words(&self) -> Vec<String> {
+        self.credentials.words()
+    }
+
     pub(super) fn access(&self) -> anyhow::Result<Access> {
         self.credentials.access()
     }

@@ -15,6 +15,29 @@ pub(super) fn is_one(text: &str) -> bool {
     text.starts_with(REGISTRY)
 }
 
+/// The other kinds of names that skopeo has. No registry has an image of these names without a host.
+const OTHERS: [&str; 6] = [
+    "oci:",
+    "oci-archive:",
+    "docker-archive:",
+    "dir:",
+    "docker-daemon:",
+    "containers-storage:",
+];
+
+/// Returns the name of an image in a registry, without skopeo's `docker://`.
+///
+/// # Errors
+/// [`Usage`] with what to do, for a name of another kind. `docker.io/library/NAME` names an image of that
+/// name.
+pub(super) fn of_registry(text: &str, remedy: impl FnOnce() -> String) -> Result<&str, Usage> {
+    if OTHERS.iter().any(|kind| text.starts_with(kind)) {
+        let remedy = remedy();
+        return Err(Usage(format!("{text:?} is not in a registry: {remedy}")));
+    }
+    Ok(text.strip_prefix(REGISTRY).unwrap_or(text))
+}
+
 /// Finds the name in the configuration, reads what is needed to ask for it, and enters the sandbox of the
 /// command.
 pub(super) fn ask(

@@ -18,11 +18,14 @@ Examples:
 
 A layer is named by its name, or, if it has none, by its ID as unionfs ps -a shows it (or the
 beginning of it, or the path of its directory). All changes in the layer are lost. A mounted layer is
-not removed.")]
+not removed, also with --force.")]
 pub(super) struct Args {
     /// The names or IDs of the layers
     #[arg(value_name = "NAME", required = true, add = candidates::layers())]
     names: Vec<String>,
+    /// A layer that does not exist is no error
+    #[arg(long, short = 'f')]
+    force: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -40,6 +43,9 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     for name in &args.names {
         match remove(&store, name) {
             Ok(name) => removed.push(name),
+            Err(failure @ Error::UnknownNamed { .. }) if args.force => {
+                warn(error::line(&failure.into()));
+            }
             Err(failure) => failures.push(failure),
         }
     }

@@ -80,6 +80,8 @@ pub(super) struct Rows {
     shown: Vec<&'static str>,
     /// The field for `--quiet`.
     key: &'static str,
+    /// The fields that a narrow terminal does not get, the first one to go first.
+    dispensable: &'static [&'static str],
     rows: Vec<Value>,
 }
 
@@ -93,8 +95,14 @@ impl Rows {
             fields,
             shown: shown.into(),
             key,
+            dispensable: &[],
             rows: Vec::new(),
         }
+    }
+
+    /// Permits to leave these columns out on a narrow terminal, in this order.
+    pub(super) fn may_leave_out(&mut self, names: &'static [&'static str]) {
+        self.dispensable = names;
     }
 
     /// Adds a row, with the values of all fields in their order.
@@ -143,6 +151,8 @@ impl Rows {
             for (at, name) in self.shown.iter().enumerate() {
                 table.may_cut(at, self.find(name).map_or(Cut::No, |field| field.cut));
             }
+            let place = |name: &&str| self.shown.iter().position(|shown| shown == name);
+            table.may_leave_out(self.dispensable.iter().filter_map(place));
         }
         for row in &self.rows {
             table.row(self.shown.iter().map(|name| text_of(row, name)));

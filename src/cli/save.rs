@@ -17,8 +17,9 @@ use unionfs::store::{ImageName, Stores};
 /// Save images to an archive
 ///
 /// Each layer is rebuilt byte for byte and checked against its digest. Images of every store can
-/// be saved, including those of Docker and podman. A store has an image for one platform:
-/// unionfs copy --all docker://NAME oci-archive:FILE keeps an index with all.
+/// be saved, including those of Docker and podman. Of an index with several platforms, the image
+/// for this machine is saved. With --all, the index and all its images are copied as they are, where
+/// they are kept: in containerd's stores, OCI layouts and registries (docker://NAME).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -32,8 +33,8 @@ pub(super) struct Args {
     /// Write to this file; it appears when it is complete [default: -, standard output]
     #[arg(long, short = 'o', value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Refused, with what to use: a store has no index with several platforms
-    #[arg(long, hide = true)]
+    /// Save one image as an OCI layout, with the index and the images for all platforms
+    #[arg(long, conflicts_with_all = ["format", "pool_data", "pool_metadata"])]
     all: bool,
     /// docker: for docker load and podman load, and an OCI layout too; oci: an OCI layout only
     #[arg(long, value_enum, default_value = "docker")]
@@ -54,12 +55,7 @@ enum Kind {
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     if args.all {
-        let text = format!(
-            "a store has an image for one platform, and no index: `unionfs copy --all docker://{} \
-             oci-archive:FILE` keeps all of them",
-            args.images.first().map_or("NAME", String::as_str)
-        );
-        return Err(Usage(text).into());
+        return super::again(copy_of_index(args)?, root);
     }
     let stdout = io::stdout();
     let output = args.output.as_deref().filter(|o| *o != Path::new("-"));
@@ -89,6 +85,26 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
             other => Ok(other?),
         },
     }
+}
+
+/// Returns the command that copies an index with all its images.
+fn copy_of_index(args: &Args) -> Result<Vec<String>, Usage> {
+    let [image] = args.images.as_slice() else {
+        return Err(Usage("--all saves one image: call it for each".to_owned()));
+    };
+    let path = args.output.as_deref().unwrap_or(Path::new("-")).to_str();
+    let path = path.filter(|path| !path.contains(':')).ok_or_else(|| {
+        Usage("--all: the path of the archive must be UTF-8 text without a colon".to_owned())
+    })?;
+    let mut words = vec![
+        "copy".to_owned(),
+        "--all".to_owned(),
+        image.clone(),
+        format!("oci-archive:{path}"),
+    ];
+    words.extend(args.progress.word());
+    words.extend(args.sandbox.word());
+    Ok(words)
 }
 
 /// Returns the images, each once, with the names by which they were asked for.

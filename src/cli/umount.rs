@@ -122,7 +122,10 @@ fn end(mount: Mount, args: &Args) -> anyhow::Result<()> {
 }
 
 fn no_mountpoint(path: &Path) -> String {
-    format!("cannot find mountpoint {}", path.display())
+    format!(
+        "cannot find mountpoint {0}, and no mount has the name {0} (unionfs ps lists mounts)",
+        path.display()
+    )
 }
 
 /// Returns the unionfs that is mounted on a directory.

@@ -7,7 +7,7 @@
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// Commands of engines that unionfs does not have, with what to do.
-const OF_ENGINES: [(&[&str], &str); 4] = [
+const OF_ENGINES: [(&[&str], &str); 6] = [
     (
         &["exec", "start", "create", "attach"],
         "unionfs keeps no containers: `unionfs run IMAGE COMMAND` runs a command in an image, with --name \
@@ -24,6 +24,14 @@ const OF_ENGINES: [(&[&str], &str); 4] = [
         "unionfs builds no images: mount one with --name, change it, and use `unionfs commit`",
     ),
     (
+        &["search"],
+        "unionfs does not search registries: `unionfs tags NAME` lists the tags of a repository",
+    ),
+    (
+        &["reset"],
+        "`unionfs prune --all` removes unused images and layers of the own store",
+    ),
+    (
         &["volume", "network", "compose", "service", "swarm", "pod"],
         "unionfs has only images, layers and mounts: `unionfs --help` lists the commands",
     ),
@@ -31,6 +39,11 @@ const OF_ENGINES: [(&[&str], &str); 4] = [
 
 /// Replaces a misleading tip.
 pub(super) fn better_tip(mut error: clap::Error) -> clap::Error {
+    // An option that does not exist is hardly meant as a value.
+    if error.kind() == ErrorKind::UnknownArgument {
+        error.remove(ContextKind::Suggested);
+        return error;
+    }
     if error.kind() != ErrorKind::InvalidSubcommand {
         return error;
     }
@@ -56,7 +69,10 @@ pub(super) fn better_tip(mut error: clap::Error) -> clap::Error {
         .into_iter()
         .filter(|name| is_typo(&typed, name))
         .collect();
-    if !near.is_empty() {
+    if near.is_empty() {
+        // The parser has a tip of its own for these, without a word in it.
+        error.remove(ContextKind::Suggested);
+    } else {
         error.insert(
             ContextKind::SuggestedSubcommand,
             ContextValue::Strings(near),
@@ -107,6 +123,14 @@ mod tests {
         assert!(
             typo.contains("'images'") && typo.contains("Usage:"),
             "{typo}"
+        );
+        assert!(error("search").contains("unionfs tags NAME"));
+        let option =
+            super::super::Cli::command().try_get_matches_from(["unionfs", "login", "--bogus"]);
+        let option = better_tip(option.unwrap_err()).render().to_string();
+        assert!(
+            option.contains("'--bogus'") && !option.contains("-- --bogus"),
+            "{option}"
         );
         let none = error("frobnicate");
         assert!(!none.contains("tip:") && none.contains("Usage:"), "{none}");

@@ -95,14 +95,13 @@ impl Reference {
         }
     }
 
-    /// For a name without a host, returns the name under `localhost/`, where podman stores the
-    /// images that it builds.
-    pub(crate) fn local(&self) -> Option<Self> {
-        (self.domain == "docker.io").then(|| Self {
-            domain: "localhost".to_owned(),
-            path: self.familiar_name(),
-            ..self.clone()
-        })
+    /// For a text that is a name without a host, returns the name under `localhost/`, where podman stores
+    /// the images that it builds. A name with a host, also `docker.io`, means no other.
+    pub(crate) fn local(text: &str) -> Option<Self> {
+        let local = format!("localhost/{text}");
+        (!Self::has_host(text))
+            .then(|| Self::parse(&local).ok())
+            .flatten()
     }
 
     /// Returns the host of the registry, `docker.io` unless another was given.

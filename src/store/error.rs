@@ -272,7 +272,7 @@ pub enum Error {
         expected: String,
     },
     /// There is no such container.
-    #[error("no container {name:?} in {}; give its full ID or a unique prefix", list(.searched))]
+    #[error("no container or read-write layer {name:?} in {}; give its name, its full ID or a unique prefix (unionfs ps -a lists read-write layers, the engine its containers)", list(.searched))]
     UnknownContainer {
         /// The name as the user gave it.
         name: String,

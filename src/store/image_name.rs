@@ -1,6 +1,7 @@
 //! Names of images with the store in which they are, as in skopeo (containers-transports(5)).
 //!
 //! ```text
+//! docker://NAME                          any store, as NAME alone: what was pulled by this name
 //! docker-daemon:NAME                     Docker's stores, also the one that it has in containerd
 //! containers-storage:NAME                podman's stores
 //! containers-storage:[ROOT]NAME          podman's store at ROOT, and no other
@@ -17,6 +18,7 @@ use super::image_store::Store;
 use super::records::Records;
 use crate::oci::Digest;
 
+const REGISTRY: &str = "docker://";
 const DOCKER: &str = "docker-daemon:";
 const PODMAN: &str = "containers-storage:";
 
@@ -61,6 +63,9 @@ impl<'t> ImageName<'t> {
     /// # Errors
     /// [`Error::StoreName`] if the part in brackets names no store.
     pub fn parse(text: &'t str) -> Result<Self> {
+        if let Some(name) = text.strip_prefix(REGISTRY) {
+            return Ok(Self::of(Scope::Any, name));
+        }
         if let Some(name) = text.strip_prefix(DOCKER) {
             return Ok(Self::of(Scope::Docker, name));
         }

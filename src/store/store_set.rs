@@ -160,11 +160,14 @@ impl Stores {
         let wanted = ImageName::parse(text)?;
         let stores = self.searched_for(&wanted);
         let namespace = wanted.namespace();
+        let local = Reference::local(wanted.name());
         let found = match (Query::parse(wanted.name())?, wanted.id) {
             (Query::Id(id), _) => by_id(&stores, &id, namespace)?,
-            (Query::Name { reference, .. }, Some(id)) => by_name_and_id(&stores, &reference, &id)?,
+            (Query::Name { reference, .. }, Some(id)) => {
+                by_name_and_id(&stores, &reference, local.as_ref(), &id)?
+            }
             (Query::Name { reference, prefix }, None) => {
-                match by_name(&stores, &reference, namespace)? {
+                match by_name(&stores, &reference, local.as_ref(), namespace)? {
                     ByName::Found(store, id) => Some((store, id)),
                     missing => {
                         let mut found = self.by_short_name(&stores, &wanted)?;
@@ -197,7 +200,7 @@ impl Stores {
         wanted: &ImageName<'_>,
     ) -> Result<Option<(&'s Store, Digest)>> {
         for other in self.short_names.get(wanted.name()).into_iter().flatten() {
-            if let ByName::Found(store, id) = by_name(stores, other, wanted.namespace())? {
+            if let ByName::Found(store, id) = by_name(stores, other, None, wanted.namespace())? {
                 return Ok(Some((store, id)));
             }
         }
@@ -330,16 +333,17 @@ fn by_id<'s>(
     Ok(None)
 }
 
-/// Finds the image with that ID in these stores, which must also have the name.
+/// Finds the image with that ID in these stores, which must also have the name. `local`: as
+/// [`by_name`].
 fn by_name_and_id<'s>(
     stores: &[&'s Store],
     name: &Reference,
+    local: Option<&Reference>,
     id: &Digest,
 ) -> Result<Option<(&'s Store, Digest)>> {
     for &store in stores {
         let names = store.names_of(id)?;
-        let local = name.local();
-        let is_it = |found: &Name| found.is(name) || local.as_ref().is_some_and(|l| found.is(l));
+        let is_it = |found: &Name| found.is(name) || local.is_some_and(|local| found.is(local));
         if names.iter().any(is_it) {
             return Ok(Some((store, *id)));
         }
@@ -347,10 +351,12 @@ fn by_name_and_id<'s>(
     Ok(None)
 }
 
-/// Finds the image with that name in these stores.
+/// Finds the image with that name in these stores. `local`: the name that a short one also means where
+/// images are built under `localhost/`.
 fn by_name<'s>(
     stores: &[&'s Store],
     name: &Reference,
+    local: Option<&Reference>,
     namespace: Option<&str>,
 ) -> Result<ByName<'s>> {
     let mut any = false;
@@ -360,9 +366,8 @@ fn by_name<'s>(
             let found = repositories.get(name)?;
             // As in podman, a short name also means an image that was built locally.
             let has_local = store.records.as_ref().is_some_and(Records::has_local_names);
-            let local = name.local().filter(|_| has_local);
-            let found = match (found, local) {
-                (None, Some(local)) => repositories.get(&local)?,
+            let found = match (found, local.filter(|_| has_local)) {
+                (None, Some(local)) => repositories.get(local)?,
                 (found, _) => found,
             };
             if let Some(id) = found {

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use testkit::home::{Home, Outcome, wait_until};
 use testkit::need;
 use testkit::need::{Needed, can_mount, has_tools};
 use testkit::store::listing;
+use unionfs::oci::Digest;
 
 /// The directory of overlayfs snapshots, below the root.
 const SNAPSHOTS: &str = "ctd/root/io.containerd.snapshotter.v1.overlayfs/snapshots";
@@ -199,6 +200,106 @@ fn what_is_saved_is_what_came_in() {
     home.run(["rmi", "app:1", "app:2"]).ok();
     home.run(["load", "-q", "-i", "again.tar"]).ok();
     home.run(["verify", "--all"]).ok();
+}
+
+/// Imports an index of `app:1` for amd64 and `app:2` for arm64 as `example.org/multi:1`; returns its digest and
+/// those of the manifests.
+fn import_index(containerd: &Containerd) -> (Digest, Vec<String>) {
+    let home = &containerd.home;
+    shell(
+        home,
+        "mkdir multi; unionfs save -q --format oci app:1 app:2 | tar -x -C multi",
+    );
+    let read = |path: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(home.path(path)).unwrap()).unwrap()
+    };
+    let mut entries = read("multi/index.json")["manifests"]
+        .as_array()
+        .unwrap()
+        .clone();
+    for (entry, architecture) in entries.iter_mut().zip(["amd64", "arm64"]) {
+        entry["platform"] = json!({ "os": "linux", "architecture": architecture });
+        entry.as_object_mut().unwrap().remove("annotations");
+    }
+    let media = "application/vnd.oci.image.index.v1+json";
+    let index = json!({ "schemaVersion": 2, "mediaType": media, "manifests": entries }).to_string();
+    let digest = Digest::of(index.as_bytes());
+    std::fs::write(
+        home.path(&format!("multi/blobs/sha256/{}", digest.hex())),
+        &index,
+    )
+    .unwrap();
+    let top = json!({ "schemaVersion": 2, "manifests": [{
+        "mediaType": media, "size": index.len(), "digest": digest,
+        "annotations": { "io.containerd.image.name": "example.org/multi:1" },
+    }]});
+    std::fs::write(home.path("multi/index.json"), top.to_string()).unwrap();
+    shell(
+        home,
+        "rm -f multi/manifest.json multi/repositories; tar -C multi -cf multi.tar .",
+    );
+    containerd.ctr(&[
+        "images",
+        "import",
+        "--all-platforms",
+        "--no-unpack",
+        &home.text("multi.tar"),
+    ]);
+    let digests = entries
+        .iter()
+        .map(|entry| entry["digest"].as_str().unwrap().to_owned());
+    (digest, digests.collect())
+}
+
+#[test]
+fn an_index_is_saved_and_copied_with_all_its_images() {
+    let containerd = need!(with_images());
+    let home = &containerd.home;
+    let (index, manifests) = import_index(&containerd);
+    let name = "example.org/multi:1";
+    let layout = format!("oci:{}:x", home.text("layout"));
+    let copied = containerd.json(&["copy", "--all", "--json", name, &layout]);
+    assert_eq!(
+        (&copied["digest"], &copied["images"]),
+        (&json!(index), &json!(2))
+    );
+    for of in [format!("docker-daemon:{name}"), index.to_string()] {
+        // Docker's images are in another namespace.
+        let copied = containerd.run(&["copy", "--all", "-q", &of, "dir:copied"]);
+        let is_found = !of.starts_with("docker");
+        assert_eq!(copied.code, Some(i32::from(!is_found)), "{of}: {copied:?}");
+    }
+    containerd
+        .run(&["save", "--all", "-q", name, "-o", "all.tar"])
+        .ok();
+    shell(
+        home,
+        &format!("unionfs --root ctd/root save --all -q {name} > piped.tar"),
+    );
+    for file in ["all.tar", "piped.tar"] {
+        let from = format!("oci-archive:{}", home.text(file));
+        let copied = home.json(["copy", "--all", "--json", &from, "dir:again"]);
+        assert_eq!(copied["digest"], json!(index), "{file}");
+        std::fs::remove_dir_all(home.path("again")).unwrap();
+    }
+    // The plain image beside it is no index; it is copied alone.
+    let copied = containerd.json(&["copy", "--all", "--json", "app:1", "dir:single"]);
+    assert_eq!(copied["images"], 1);
+    // What was not pulled, a manifest or a layer, is named, with what to do.
+    let blobs = home.path("ctd/root/io.containerd.content.v1.content/blobs/sha256");
+    let manifest: Value =
+        serde_json::from_slice(&std::fs::read(blobs.join(&manifests[1][7..])).unwrap()).unwrap();
+    let layer = manifest["layers"][1]["digest"].as_str().unwrap();
+    for missing in [layer, &manifests[1]] {
+        std::fs::remove_file(blobs.join(&missing[7..])).unwrap();
+        containerd
+            .run(&["copy", "--all", "-q", name, "oci-archive:none.tar"])
+            .failed(1, &[missing, "--all-platforms", "leave --all out"]);
+        assert!(!home.path("none.tar").exists());
+    }
+    containerd
+        .run(&["copy", "-q", name, "oci-archive:one.tar"])
+        .ok();
 }
 
 #[test]

@@ -28,6 +28,31 @@ fn an_alias_is_its_command() {
     ] {
         assert_eq!(home.run(alias).ok(), home.run(command).ok(), "{alias:?}");
     }
+    // Options of the whole program may stand before an alias.
+    let listed = home.run(["--insecure-policy", "image", "ls", "-q"]).ok();
+    assert_eq!(listed, home.run(["images", "-q"]).ok());
+    let forced = home.run(["rm", "-f", "nothing"]);
+    assert_eq!(forced.code, Some(0), "{forced:?}");
+    home.run(["rm", "nothing"]).failed(1, &["nothing"]);
+    for (args, words) in [
+        (
+            ["pull", "oci:layout:x"],
+            ["not in a registry", "unionfs copy oci:layout:x NAME"],
+        ),
+        (
+            ["pull", "docker-daemon:x"],
+            ["not in a registry", "unionfs copy docker-daemon:x NAME"],
+        ),
+    ] {
+        home.run(args).failed(2, &words);
+    }
+    home.run(["push", "one:1", "docker-archive:x.tar"])
+        .failed(2, &["`unionfs copy one:1 docker-archive:x.tar`"]);
+    let named = home.run(["inspect", "--format", "{{.Id}}", "one:1"]).ok();
+    let layers = home.run(["history", "-q", "docker://one:1"]).ok();
+    assert!(!named.is_empty() && !layers.is_empty());
+    home.run(["umount", "nothing"])
+        .failed(1, &["nothing", "unionfs ps"]);
     home.run(["image", "tag", "one:1", "more:1", "more:2"]).ok();
     assert!(home.names().contains(&"more:2".to_owned()));
     home.run(["image", "rm", "more:1", "more:2"]).ok();

@@ -303,6 +303,23 @@ fn a_name_with_a_store_names_exactly_that_store() {
     ] {
         podman.run(&["inspect", text]).failed(1, &["no image"]);
     }
+    // A name with a host means no other one: only a short name also means what podman has built.
+    for name in ["app:1", "containers-storage:app:1"] {
+        assert_eq!(inspected(name), id, "{name}");
+    }
+    for name in [
+        "docker.io/library/app:1",
+        "docker.io/app:1",
+        "library/app:1",
+        "index.docker.io/app:1",
+    ] {
+        for store in ["", "containers-storage:", &of("overlay@", "store")] {
+            let text = format!("{store}{name}");
+            podman.run(&["inspect", &text]).failed(1, &["no image"]);
+        }
+        let with_id = format!("containers-storage:{name}@{}", &id[7..]);
+        podman.run(&["inspect", &with_id]).failed(1, &["no image"]);
+    }
     // Every command that takes an image.
     podman.run(&["mount", "-r", &theirs, "mnt"]).ok();
     assert_eq!(
@@ -489,4 +506,117 @@ fn a_storage_conf_that_is_damaged_is_named_and_passed_over() {
     assert_eq!(listed.code, Some(0), "{listed:?}");
     assert!(listed.stdout.contains("own"), "{listed:?}");
     assert!(listed.stderr.contains("storage.conf"), "{listed:?}");
+}
+
+/// Rewrites what podman recorded as CRI-O records it (internal/storage/runtime.go): names of pods, its own
+/// metadata, names of layers, and volatile lists.
+fn make_crio(podman: &Podman) {
+    let store = podman.home.path("store");
+    let read = |file: &str| -> Vec<Value> {
+        serde_json::from_slice(&fs::read(store.join(file)).unwrap()).unwrap()
+    };
+    let write = |file: &str, records: Value| {
+        fs::write(store.join(file), records.to_string()).unwrap();
+    };
+    let mut containers = read("overlay-containers/containers.json");
+    let pod = containers
+        .iter()
+        .find(|c| c["names"][0] == "infra")
+        .unwrap()["id"]
+        .clone();
+    let mut layers = read("overlay-layers/layers.json");
+    let mut of_containers = Vec::new();
+    for container in &mut containers {
+        let is_pod = container["id"] == pod;
+        let (name, pod_name) = (
+            if is_pod { "POD" } else { "app" },
+            "k8s_web_default_1f-2e_0",
+        );
+        let full = format!("k8s_{name}_web_default_1f-2e_0");
+        container["names"] = if is_pod {
+            json!([full, pod_name])
+        } else {
+            json!([full])
+        };
+        container["metadata"] = json!(
+            json!({
+                "pod-name": pod_name, "pod-id": pod, "image-name": "localhost/app:1", "name": full,
+                "image-id": container["image"], "metadata-name": name, "uid": "1f-2e",
+                "namespace": "default", "created-at": 1_700_000_000, "pod": is_pod,
+            })
+            .to_string()
+        );
+        let at = layers
+            .iter()
+            .position(|layer| layer["id"] == container["layer"]);
+        let mut layer = layers.remove(at.unwrap());
+        layer["names"] = json!([format!("{full}-layer")]);
+        of_containers.push(layer);
+    }
+    write("overlay-containers/containers.json", json!([]));
+    write(
+        "overlay-containers/volatile-containers.json",
+        json!(containers),
+    );
+    write("overlay-layers/layers.json", json!(layers));
+    write("overlay-layers/volatile-layers.json", json!(of_containers));
+    // An image that was pulled by its digest has that name too.
+    let mut images = read("overlay-images/images.json");
+    for image in &mut images {
+        let named = format!(
+            "registry.example.org/app@sha256:{}",
+            image["id"].as_str().unwrap()
+        );
+        image["names"].as_array_mut().unwrap().push(json!(named));
+    }
+    write("overlay-images/images.json", json!(images));
+}
+
+#[test]
+fn containers_and_images_of_crio_are_found() {
+    let podman = need!(Podman::start("overlay"));
+    let home = &podman.home;
+    let ids = podman.shell(
+        "podman create --name infra localhost/base:1 /busybox
+        podman create --name app localhost/app:1 /busybox
+        m=$(podman mount app); rm -r $m/dir; echo new > $m/new; cp -a $m shown
+        podman umount app >/dev/null
+        m=$(podman mount infra); cp -a $m paused; podman umount infra >/dev/null
+        podman inspect --format '{{.Id}}' localhost/app:1",
+    );
+    let ids: Vec<&str> = ids.lines().collect();
+    let (infra, app, image) = (ids[0], ids[1], *ids.last().unwrap());
+    make_crio(&podman);
+    for (names, tree) in [
+        (["k8s_app_web_default_1f-2e_0", app, &app[..13]], "shown"),
+        (
+            [
+                "k8s_POD_web_default_1f-2e_0",
+                "k8s_web_default_1f-2e_0",
+                infra,
+            ],
+            "paused",
+        ),
+    ] {
+        for name in names {
+            podman
+                .run(&["mount", "-r", "--container", name, "mnt"])
+                .ok();
+            assert_eq!(podman.tree("mnt"), podman.tree(tree), "{name}");
+            home.run(["umount", "mnt"]).ok();
+        }
+    }
+    let changes = podman.run(&["diff", "k8s_app_web_default_1f-2e_0"]).ok();
+    assert_eq!(lines(&changes), lines("A /new\nD /dir\n"));
+    assert_eq!(podman.run(&["diff", infra]).ok(), "");
+    podman.run(&["commit", "-q", app, "made:1"]).ok();
+    home.run(["mount", "-r", "made:1", "mnt"]).ok();
+    assert_eq!(podman.tree("mnt"), podman.tree("shown"));
+    home.run(["umount", "mnt"]).ok();
+    let by_digest = format!("registry.example.org/app@sha256:{image}");
+    for name in ["localhost/app:1", "app:1", &by_digest] {
+        let found = podman.run(&["inspect", "--format", "{{.Id}}", name]).ok();
+        assert_eq!(found.trim(), format!("sha256:{image}"), "{name}");
+    }
+    assert!(podman.run(&["images"]).ok().contains("podman"));
 }

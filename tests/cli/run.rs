@@ -182,6 +182,31 @@ fn settings_of_the_image_and_options_reach_the_command() {
 }
 
 /// The user of the image, where the runtime can have it.
+/// The image and the read-write layer are those of the store that the options name.
+#[test]
+fn options_of_the_whole_program_reach_all_steps() {
+    let home = need!(home());
+    for who in [Who::Root, Who::User] {
+        let text = "\
+            ./unionfs --store data/other load -q -i app.tar
+            ./unionfs --store data/other tag app:1 only:1
+            ./unionfs --store data/other run --runtime crun only:1
+            ./unionfs --store data/other run --runtime crun --name kept only:1 sh -c 'echo x > /x'
+            ./unionfs --store data/other --insecure-policy run --runtime crun kept cat /x
+            ./unionfs --store data/other ps -a -q
+            ./unionfs ps -a -q
+            rm -r data/other";
+        let seen = sh(&home, who, text).ok();
+        let lines: Vec<&str> = seen.lines().collect();
+        assert_eq!(
+            lines[lines.len() - 3..],
+            ["plain", "x", "kept"],
+            "{who:?} {seen}"
+        );
+        sh(&home, who, "./unionfs run --runtime crun only:1").failed(125, &["only:1"]);
+    }
+}
+
 #[test]
 fn the_user_is_that_of_the_image() {
     let home = need!(home());

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
@@ -275,4 +275,66 @@ fn errors_that_pass_are_waited_out_and_others_not() {
         assert_eq!(ranges(&proxy, &blob).len(), 1, "tried again");
     }
     assert_whole(&home, 0, 1);
+}
+
+/// A registry that restarts closes connections without an answer. Places of blobs and uploads may be relative
+/// (RFC 3986, 5.2.4).
+#[test]
+fn dropped_connections_are_waited_out_and_relative_places_followed() {
+    need!(can_serve());
+    let home = home();
+    let server = Server::start(&home);
+    serve(&home, &server, "1", "app:1", &[]);
+    let wanted = id(&home, &home.text("docker"), "sample:1");
+    let dropped = [AtomicBool::new(false), AtomicBool::new(false)];
+    let dropping = Proxy::start(server.port, move |asked: &Asked| {
+        let kind = usize::from(asked.is_blob());
+        let matters = asked.is_blob() || asked.path.contains("/manifests/");
+        if matters && !dropped[kind].swap(true, Ordering::SeqCst) {
+            Act::HangUp
+        } else {
+            Act::Pass
+        }
+    });
+    let pulled = home.run(["pull", &dropping.name("app:1")]);
+    assert_eq!(pulled.code, Some(0), "{pulled:?}");
+    assert_eq!(
+        pulled.stderr.matches("trying again").count(),
+        2,
+        "{pulled:?}"
+    );
+    assert_eq!(
+        id(&home, &home.text("own"), &dropping.name("app:1")),
+        wanted
+    );
+    let relative = Proxy::start(server.port, |asked: &Asked| {
+        let rest = asked.path.strip_prefix("/v2/").unwrap_or_default();
+        match asked.method.as_str() {
+            "POST" => Act::RelativeUpload,
+            _ if asked.is_blob() && !rest.ends_with("?again") => {
+                let head = format!("307 Temporary Redirect\r\nLocation: ../.././{rest}?again");
+                Act::Answer(head, String::new())
+            }
+            _ => Act::Pass,
+        }
+    });
+    let (other, name) = (home.text("other"), relative.name("app:1"));
+    home.run(["--store", &other, "pull", "-q", &name]).ok();
+    assert_eq!(id(&home, &other, &name), wanted);
+    let again = |asked: &Asked| {
+        asked.path.starts_with("/v2/app/blobs/sha256:") && asked.path.ends_with("?again")
+    };
+    assert!(relative.blobs().iter().any(again), "{:?}", relative.blobs());
+    home.run([
+        "push",
+        "-q",
+        &dropping.name("app:1"),
+        &relative.name("pushed:1"),
+    ])
+    .ok();
+    assert_eq!(server.manifest("pushed", "1")["config"]["digest"], *wanted);
+    let uploaded = |asked: &Asked| {
+        asked.method != "POST" && asked.path.starts_with("/v2/pushed/blobs/uploads/")
+    };
+    assert!(relative.asked().iter().any(uploaded));
 }

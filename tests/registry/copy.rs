@@ -1,10 +1,15 @@
 //! `copy` between registries, layouts, `dir:` directories and stores. skopeo reads what it writes, and it
 //! reads what skopeo writes; digests stay.
 
+use std::path::Path;
+
 use serde_json::Value;
 use testkit::home::Home;
 use testkit::need;
+use unionfs::archive::{Source, Wanted, load};
+use unionfs::layer_tar::Limits;
 use unionfs::oci::Digest;
+use unionfs::store::Writable;
 
 use crate::images::{home, id, serve};
 use crate::server::{Server, can_serve, digest_of, skopeo};
@@ -131,6 +136,41 @@ fn what_skopeo_writes_is_copied() {
             "{kind}"
         );
     }
+    // push and save keep an index too.
+    let layout = format!("oci:{}:x", home.text("oci"));
+    let name = server.name("pushed/app:1");
+    let pushed = home.json(["push", "--all", "--json", "-q", &layout, &name]);
+    assert_eq!(
+        (&pushed["digest"], &pushed["images"]),
+        (&index.to_string().into(), &2.into())
+    );
+    assert_eq!(digest_of(&server, "pushed/app:1"), index);
+    let saved = home
+        .run(["save", "--all", "-q", &layout, "-o", "saved.tar"])
+        .ok();
+    assert!(saved.contains(&index.to_string()), "{saved}");
+    let piped = home.run_script(&format!("unionfs save --all -q {layout} | cat > piped.tar"));
+    assert_eq!(piped.ok(), "");
+    for file in ["saved.tar", "piped.tar"] {
+        let from = format!("oci-archive:{}", home.text(file));
+        let to = server.url(&format!("{file}/app:1"));
+        home.run(["copy", "-q", "--all", &from, &to]).ok();
+        assert_eq!(
+            digest_of(&server, &format!("{file}/app:1")),
+            index,
+            "{file}"
+        );
+    }
+    for (args, word) in [
+        (["save", "--all", &layout, &layout], "one image"),
+        (["save", "--all", &layout, "-oa:b.tar"], "colon"),
+        (
+            ["copy", "--json", &layout, "oci-archive:-"],
+            "not beside --json",
+        ),
+    ] {
+        home.run(args).failed(2, &[word]);
+    }
     // The image for this machine, without --all.
     home.run(["copy", "-q", &from, &server.url("single:1")])
         .ok();
@@ -211,10 +251,31 @@ fn copies_from_and_to_stores_are_those_of_the_other_commands() {
     home.run(["copy", "--all", "again:1", &to])
         .failed(2, &["no index"]);
     home.run(["save", "--all", "again:1", "-o", "all.tar"])
-        .failed(2, &["copy --all docker://again:1"]);
+        .failed(2, &["no index", "copy --all docker://again:1"]);
+    assert!(!home.path("all.tar").exists());
+    home.run(["push", "--all", "again:1", &server.name("app:3")])
+        .failed(2, &["no index"]);
 }
 
-/// From each kind of place to each other, in one step.
+/// Loads an archive or directory in this process into a new store, which checks every layer; returns the
+/// image's ID.
+fn loaded(home: &Home, path: &Path) -> String {
+    let root = home.path("loaded");
+    let store = Writable::open(&root).unwrap();
+    let limits = Limits::default();
+    let source = Source::open(path, &store.staging(), limits.bytes).unwrap();
+    let locked = store.lock().unwrap();
+    let loaded = load(&locked, &source, &[], &Wanted::default(), &|_| ()).unwrap();
+    let [image] = loaded.as_slice() else {
+        panic!("{path:?} has {} images", loaded.len());
+    };
+    let id = image.id.to_string();
+    std::fs::remove_dir_all(&root).unwrap();
+    id
+}
+
+/// From each kind of place to each other, in one step. Each copy is one process; its result is read in this
+/// process.
 #[test]
 fn each_kind_of_place_is_copied_to_each_other() {
     need!(can_serve());
@@ -222,60 +283,62 @@ fn each_kind_of_place_is_copied_to_each_other() {
     let server = Server::start(&home);
     let docker = home.text("docker");
     home.run(["--root", &docker, "copy", "-q", "sample:1", "mine:1"])
-        .ok_with_progress();
+        .ok();
     let own = home.text("own");
     let wanted = id(&home, &docker, "sample:1");
     assert_eq!(id(&home, &own, "mine:1"), wanted);
     let to_server = server.url("from/app:1");
-    home.run(["copy", "-q", "mine:1", &to_server])
-        .ok_with_progress();
     let archive = format!("docker-archive:{}:app:1", home.text("first.tar"));
-    home.run(["copy", "-q", "mine:1", &archive])
-        .ok_with_progress();
     let layout = format!("oci:{}:one", home.text("first"));
     let packed = format!("oci-archive:{}:one", home.text("packed.tar"));
     let dir = format!("dir:{}", home.text("first.dir"));
-    for to in [&layout, &packed, &dir] {
-        home.run(["copy", "-q", "mine:1", to]).ok_with_progress();
+    for to in [&to_server, &archive, &layout, &packed, &dir] {
+        home.run(["copy", "-q", "mine:1", to]).ok();
     }
     let sources = [&to_server, &archive, &layout, &packed, &dir, "mine:1"];
     for (number, from) in sources.iter().enumerate() {
-        let at = |kind: &str, rest: &str| {
-            let name = format!("{number}-{}", kind.replace(':', ""));
-            (
-                format!("{kind}{}{rest}", home.text(&name)),
-                home.path(&name),
-            )
-        };
-        let places = [
-            at("docker-archive:", ""),
-            at("docker-archive:", ":new/name:2"),
-            at("oci:", ":t"),
-            at("oci-archive:", ":t"),
-            at("dir:", ""),
-        ];
-        for (to, path) in &places {
-            let said = home.run(["copy", "-q", from, to]).ok_with_progress();
+        let new = home.path("new");
+        let text = home.text("new");
+        for to in [
+            format!("docker-archive:{text}"),
+            format!("docker-archive:{text}:new/name:2"),
+            format!("oci:{text}:t"),
+            format!("oci-archive:{text}:t"),
+            format!("dir:{text}"),
+        ] {
+            let said = home.run(["copy", "-q", from, &to]).ok();
             assert!(said.contains("Copied: "), "{from} to {to}: {said}");
-            // Each result is the same image, for unionfs and for skopeo.
-            let back = format!("back:{number}");
-            home.run(["copy", "-q", to, &back]).ok_with_progress();
-            assert_eq!(id(&home, &own, &back), wanted, "{from} to {to}");
+            assert_eq!(loaded(&home, &new), wanted, "{from} to {to}");
             if number == 0 {
-                let read = skopeo(&["inspect", "--raw", to]);
+                let read = skopeo(&["inspect", "--raw", &to]);
                 assert!(read.contains("layers"), "{read}");
             }
-            assert!(path.exists());
-            if path.is_file() {
-                std::fs::remove_file(path).unwrap();
+            if new.is_dir() {
+                std::fs::remove_dir_all(&new).unwrap();
+            } else {
+                std::fs::remove_file(&new).unwrap();
             }
         }
-        let to = server.url(&format!("to/app:{number}"));
-        home.run(["copy", "-q", from, &to]).ok_with_progress();
-        home.run(["pull", "-q", &server.name(&format!("to/app:{number}"))])
-            .ok();
-        let pulled = server.name(&format!("to/app:{number}"));
-        assert_eq!(id(&home, &own, &pulled), wanted, "{from}");
+        // The registry takes a manifest only if it has its blobs.
+        let tag = number.to_string();
+        let to = server.url(&format!("to{number}/app:{tag}"));
+        home.run(["copy", "-q", from, &to]).ok();
+        let manifest = server.manifest(&format!("to{number}/app"), &tag);
+        assert_eq!(manifest["config"]["digest"], *wanted, "{from}");
+        // A store that has nothing yet.
+        let store = home.text(&format!("store-{number}"));
+        let source = if *from == "mine:1" {
+            vec!["--root", &own]
+        } else {
+            Vec::new()
+        };
+        let copy = [
+            &source[..],
+            &["--store", &store, "copy", "-q", from, "copied:1"],
+        ]
+        .concat();
+        home.run(copy).ok();
+        assert_eq!(id(&home, &store, "copied:1"), wanted, "{from}");
     }
     // Names: the one that is given, else that of the source.
     let names = |to: &str, file: &str| {

@@ -39,6 +39,10 @@ pub(crate) enum Act {
     Flip(usize),
     /// Sends the request to the registry without its Range header.
     NoRange,
+    /// Closes the connection without an answer.
+    HangUp,
+    /// Makes the Location of an upload relative, with `..` in it.
+    RelativeUpload,
     /// Sends this answer instead of the registry's: status line and headers, body.
     Answer(String, String),
     /// Like `Answer`, but the registry gets the request.
@@ -103,6 +107,9 @@ fn serve(
     if let Act::Answer(head, body) = &act {
         return answer(&mut client, head, body);
     }
+    if matches!(act, Act::HangUp) {
+        return client.shutdown(Shutdown::Both);
+    }
     let mut upstream = TcpStream::connect(("127.0.0.1", to))?;
     write!(upstream, "{} {} HTTP/1.1\r\n", asked.method, asked.path)?;
     for (name, value) in &asked.headers {
@@ -127,6 +134,12 @@ fn serve(
         Act::Flip(at) => {
             answer[body + at] ^= 1;
             client.write_all(&answer)?;
+        }
+        Act::RelativeUpload => {
+            let text = String::from_utf8(answer).unwrap();
+            let (before, place) = text.split_once("Location: ").unwrap();
+            let (_, rest) = place.split_once("/blobs/uploads/").unwrap();
+            write!(client, "{before}Location: ../x/../uploads/./{rest}")?;
         }
         Act::Instead(head, body) => return self::answer(&mut client, &head, &body),
         _ => client.write_all(&answer)?,

@@ -368,3 +368,64 @@ fn a_damaged_layer_is_not_pushed() {
     home.run(["pull", "-q", &server.name("app:1")])
         .failed(1, &["app:1", "the registry does not have it"]);
 }
+
+/// skopeo's names of stores are sources of `push`, and `docker://` is before the name of a registry.
+#[test]
+fn names_with_a_store_are_pushed() {
+    need!(can_serve());
+    let home = home();
+    let server = Server::start(&home);
+    let docker = home.text("docker");
+    serve(&home, &server, "1", "app:1", &[]);
+    let wanted = id(&home, &docker, "sample:1");
+    let host = server.name("implied");
+    let store = format!(
+        "containers-storage:[vfs@{}+{}]",
+        home.text("graph"),
+        home.text("run-root")
+    );
+    let archive = format!("docker-archive:{}", home.text("1.tar"));
+    for name in ["localhost/app:1", &format!("{host}:1")] {
+        skopeo(&["copy", "-q", &archive, &format!("{store}{name}")]);
+    }
+    let config =
+        |repository: &str, tag: &str| server.manifest(repository, tag)["config"]["digest"].clone();
+    // Without a destination the name in the store counts.
+    home.run(["push", "-q", &format!("{store}{host}:1")]).ok();
+    assert_eq!(config("implied", "1"), *wanted);
+    let to = server.url("given/app:1");
+    for name in [
+        format!("{store}localhost/app:1"),
+        format!("{store}app:1"),
+        format!("{store}{}", &wanted[7..]),
+    ] {
+        home.run(["push", "-q", &name, &to]).ok();
+        assert_eq!(config("given/app", "1"), *wanted, "{name}");
+    }
+    home.run([
+        "push",
+        "-q",
+        &format!("{store}docker.io/library/app:1"),
+        &to,
+    ])
+    .failed(1, &["no image"]);
+    home.run(["push", "-q", &format!("{store}{}", &wanted[7..])])
+        .failed(2, &["is an ID", "destination"]);
+    let to = server.name("daemon/app:2");
+    home.run([
+        "--root",
+        &docker,
+        "push",
+        "-q",
+        "docker-daemon:sample:1",
+        &to,
+    ])
+    .ok();
+    assert_eq!(config("daemon/app", "2"), *wanted);
+    home.run(["pull", "-q", &server.url("daemon/app:2")]).ok();
+    assert_eq!(id(&home, &home.text("own"), &to), wanted);
+    assert_eq!(
+        id(&home, &home.text("own"), &server.url("daemon/app:2")),
+        wanted
+    );
+}

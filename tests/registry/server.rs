@@ -128,6 +128,18 @@ impl Server {
         answer
     }
 
+    /// Returns the manifest of a tag.
+    pub(crate) fn manifest(&self, repository: &str, tag: &str) -> serde_json::Value {
+        let answer = self.exchange(&format!(
+            "GET /v2/{repository}/manifests/{tag} HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\
+             Accept: application/vnd.oci.image.manifest.v1+json\r\n\
+             Accept: application/vnd.docker.distribution.manifest.v2+json\r\n\r\n"
+        ));
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        serde_json::from_str(body).unwrap()
+    }
+
     /// Stores a manifest without changing it.
     pub(crate) fn put_manifest(&self, repository: &str, tag: &str, media: &str, body: &str) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::cli::NAMESPACE;
+use crate::cli::global_words;
 
 /// This program, as it is called for the steps.
 pub(super) struct Own<'r> {
@@ -31,10 +31,7 @@ impl<'r> Own<'r> {
         if let Some(root) = self.root {
             command.arg("--root").arg(root);
         }
-        if let Some(namespace) = NAMESPACE.get() {
-            command.args(["--namespace", namespace]);
-        }
-        command.args(args).stdin(Stdio::null());
+        command.args(global_words()).args(args).stdin(Stdio::null());
         let output = command.output();
         let output = output.with_context(|| format!("cannot start {:?}", self.program))?;
         if output.status.success() {

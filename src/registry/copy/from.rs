@@ -136,16 +136,17 @@ impl<'s> From<'s> {
 
     /// Writes the bytes of a blob, which the caller compares with the digest.
     pub(super) fn blob(&self, blob: &Blob, out: &mut Staged<'_>) -> Result<()> {
-        let entry = match self {
+        let mut entry = match self {
             Self::Registry { sources, .. } => {
                 return sources.first(Needs::Digest, |client| download(client, blob, out));
             }
             Self::Layout(source, _) => source.reader(&in_layout(&blob.digest))?,
             Self::Dir(source) => source.reader(&blob.digest.hex())?,
         };
-        let what = || format!("{}, blob {}", self.name(), blob.digest);
-        let mut entry = entry.ok_or_else(|| Error::malformed(what(), "is missing"))?;
-        io::copy(&mut entry, out).map_err(|error| Error::malformed(what(), error.to_string()))?;
+        io::copy(&mut entry, out).map_err(|error| {
+            let what = format!("{}, blob {}", self.name(), blob.digest);
+            Error::malformed(what, error.to_string())
+        })?;
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use super::metadata::{self, Metadata, Named, Snapshot};
 use super::{METADATA, SNAPSHOTTERS, snapshotter_dir};
 use crate::oci::chain_id;
 use crate::oci::text::excerpt;
-use crate::oci::{Digest, Platform};
+use crate::oci::{Digest, Platform, Reference};
 use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::{Error, Result};
 use crate::store::imagedb;
@@ -236,6 +236,27 @@ impl Records {
             let config = found.manifest.as_ref()?.config;
             (config == *digest || found.named.target == *digest).then_some(config)
         })
+    }
+
+    /// Returns the name and the digest of the index or manifest that a text means, of those with the
+    /// image's ID: that of the name or digest, else the first.
+    pub(crate) fn named(
+        &self,
+        text: &str,
+        id: &Digest,
+        namespace: Option<&str>,
+    ) -> Option<(&str, Digest)> {
+        let is_it = |found: &&Found| found.manifest.as_ref().is_some_and(|m| m.config == *id);
+        let images: Vec<&Found> = self.images_in(namespace).filter(is_it).collect();
+        let key = |text: &str| Some(Reference::parse(text).ok()?.key());
+        let (wanted, digest) = (key(text), Digest::parse(text));
+        let by_name = |found: &&&Found| wanted.is_some() && key(&found.named.name) == wanted;
+        let by_digest = |found: &&&Found| Some(found.named.target) == digest;
+        let mut all = images.iter();
+        let found = all.find(by_digest);
+        let found = found.or_else(|| images.iter().find(by_name));
+        let named = &found.or(images.first())?.named;
+        Some((&named.name, named.target))
     }
 
     /// Returns all digests that mean an image, each with the image's ID.
