@@ -65,13 +65,13 @@ pub enum Error {
     },
     /// containerd does not have a blob of an image's name.
     #[error(
-        "{name}: containerd does not have sha256:{digest}, because it pulls for one platform; `ctr images pull --all-platforms {name}` gets the others, or leave --all out"
+        "{name}: containerd does not have {digest}, because it pulls for one platform; `ctr images pull --all-platforms {name}` gets the others, or leave --all out"
     )]
     NotPulled {
         /// The image's name.
         name: String,
-        /// The hexadecimal digits of the digest.
-        digest: String,
+        /// The digest of the blob.
+        digest: Digest,
     },
     /// An entry is malformed.
     #[error("{archive}, {entry}: {what}")]

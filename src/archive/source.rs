@@ -334,10 +334,11 @@ impl Source {
     }
 
     fn missing(&self, path: &str) -> Error {
-        match (&self.kind, path.strip_prefix(BLOBS)) {
-            (SourceKind::Pulled(content), Some(hex)) => Error::NotPulled {
+        let digest = path.strip_prefix(BLOBS).and_then(Digest::from_hex);
+        match (&self.kind, digest) {
+            (SourceKind::Pulled(content), Some(digest)) => Error::NotPulled {
                 name: content.name().to_owned(),
-                digest: excerpt(hex.as_bytes()),
+                digest,
             },
             _ => Error::Missing {
                 archive: self.name.clone(),
