@@ -54,6 +54,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use rustix::process::{getegid, geteuid};
 
 pub use self::compare::Xattr;
 pub use self::list::{Change, ChangeKind};
@@ -65,6 +66,7 @@ use crate::layer::StackSpec;
 use crate::layer::fds::FdCache;
 use crate::layer::lower::{Layer, LowerDir};
 use crate::layer::origin::{Origin, OriginFile};
+use crate::sys::process::{in_initial_user_namespace, is_root_of_machine};
 use crate::sys::remedy::io_remedy;
 use crate::union::{self, Ino, Union};
 
@@ -154,6 +156,11 @@ impl Tree {
     /// # Errors
     /// As [`Tree::open`].
     pub fn open_with(stack: &StackSpec, options: &union::Options) -> Result<Self> {
+        let mut options = options.clone();
+        if in_initial_user_namespace() && !is_root_of_machine() {
+            let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+            options.owners.unrecorded = Some((uid, gid));
+        }
         let open =
             |stack: &StackSpec| Union::observe_with(stack, options.clone()).map_err(Error::Open);
         let fds = FdCache::new(FDS);

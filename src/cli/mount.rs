@@ -92,7 +92,7 @@ pub(super) struct Args {
     /// io=auto|cached|passthrough, writeback, nobtime, noxattrs, allow_idmap,
     /// transport=auto|classic|uring|fuser, sandbox=auto|off|strict,
     /// uidmapping=DISK:SHOWN:LEN[:…], gidmapping=…, squash_to_root, squash_to_uid=N,
-    /// squash_to_gid=N, xattr_permissions=0|1|2, owners=image|mine
+    /// squash_to_gid=N, xattr_permissions=0|1|2, owners=image|mine, user_as=UID[:GID]
     #[arg(short = 'o', value_name = "OPTS")]
     options: Vec<OsString>,
     /// Stay in the foreground

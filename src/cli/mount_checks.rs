@@ -303,6 +303,12 @@ fn mountpoint(path: &Path, rules: Rules) -> anyhow::Result<fuse::Mountpoint> {
     let (place, mounted) = match fuse::unmount::without_dead(path) {
         Ok(found) => found,
         Err(fuse::Error::Mountpoint { source, .. }) => match source.raw_os_error() {
+            Some(libc::ENOENT) if !Path::new("/proc/thread-self").exists() => {
+                bail!(
+                    "/proc is not mounted, and unionfs finds its mounts and descriptors there: \
+                     mount it (mount -t proc proc /proc)"
+                )
+            }
             Some(libc::ENOENT) => {
                 bail!("mountpoint {shown} does not exist: create it (mkdir {shown})")
             }

@@ -225,7 +225,7 @@ impl MountOptions {
             b"squash_to_root" => self.owners.squash_to_root = true,
             b"lowerdir" | b"upperdir" | b"workdir" | b"fsname" | b"redirect_dir" | b"metacopy"
             | b"dialect" | b"image" | b"name" | b"container" | b"root" | b"io" | b"transport"
-            | b"catalog" | b"sandbox" | b"owners" | b"uidmapping" | b"gidmapping"
+            | b"catalog" | b"sandbox" | b"owners" | b"user_as" | b"uidmapping" | b"gidmapping"
             | b"squash_to_uid" | b"squash_to_gid" | b"xattr_permissions" => {
                 return Err(bad(format!("option {0} needs a value: {0}=…", show(key))));
             }
@@ -275,6 +275,7 @@ impl MountOptions {
             b"squash_to_uid" => self.owners.squash_to_uid = squashed(key, value)?,
             b"squash_to_gid" => self.owners.squash_to_gid = squashed(key, value)?,
             b"owners" => self.owners.of = owners_of(value)?,
+            b"user_as" => self.owners.user_as = Some(user_and_group(value)?),
             b"xattr_permissions" => match value {
                 b"0" => self.owners.records = None,
                 b"1" => self.owners.records = Some(Form::Privileged),
@@ -501,7 +502,20 @@ fn owners_of(value: &[u8]) -> Result<Option<OwnersOf>, OptionError> {
     }
 }
 
-/// Parses an ID to which owners are squashed.
+fn user_and_group(value: &[u8]) -> Result<(u32, u32), OptionError> {
+    let text = std::str::from_utf8(value).unwrap_or_default();
+    let (user, group) = text.split_once(':').unwrap_or((text, text));
+    let id = |text: &str| owner_options::number(text.as_bytes()).filter(|&id| id != u32::MAX);
+    match (id(user), id(group)) {
+        (Some(user), Some(group)) => Ok((user, group)),
+        _ => Err(bad(format!(
+            "user_as={}: write user_as=UID:GID",
+            show(value)
+        ))),
+    }
+}
+
+/// Parses an ID.
 fn squashed(key: &[u8], value: &[u8]) -> Result<Option<u32>, OptionError> {
     let id = owner_options::number(value).filter(|&id| id != u32::MAX);
     let id = id.ok_or_else(|| bad(format!("{}={}: not an ID", show(key), show(value))))?;

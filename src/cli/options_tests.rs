@@ -154,6 +154,11 @@ fn squashed_owners() {
     refused("squash_to_uid", "needs a value");
     refused("owners=theirs", "use owners=image or owners=mine");
     assert_eq!(owners("owners=mine").of, Some(OwnersOf::Mine));
+    assert_eq!(owners("user_as=5:6").user_as, Some((5, 6)));
+    assert_eq!(owners("user_as=5").user_as, Some((5, 5)));
+    for wrong in ["user_as=x", "user_as=5:", "user_as=5:4294967295"] {
+        refused(wrong, "user_as=UID:GID");
+    }
     assert_eq!(owners("xattr_permissions=0").records, None);
     assert_eq!(
         owners("xattr_permissions=1").records,

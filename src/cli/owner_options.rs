@@ -1,10 +1,11 @@
 //! The `-o` options that map owners, in the syntax of fuse-overlayfs: `uidmapping`, `gidmapping`,
 //! `squash_to_root`, `squash_to_uid`, `squash_to_gid`.
 
+use rustix::process::{getegid, geteuid};
 use unionfs::fuse::mountinfo;
 use unionfs::layer::recorded::Form;
 use unionfs::layer::{Records, StackSpec};
-use unionfs::sys::process::in_initial_user_namespace;
+use unionfs::sys::process::{in_initial_user_namespace, is_root_of_machine};
 use unionfs::sys::stat::mount_id;
 use unionfs::sys::walk::Trust;
 use unionfs::union::{IdMap, IdRange, LowerIds, Outside, Owners};
@@ -33,6 +34,8 @@ pub struct OwnerOptions {
     pub squash_to_gid: Option<u32>,
     /// `owners=image|mine`
     pub of: Option<OwnersOf>,
+    /// `user_as=UID:GID`: the owner in the image whose files are those of the mounting user.
+    pub user_as: Option<(u32, u32)>,
     /// `xattr_permissions=`: the form of owners that are recorded beside the files.
     pub records: Option<Form>,
     /// What happens to IDs outside of the mapping.
@@ -93,13 +96,23 @@ impl OwnerOptions {
             groups: self.groups.clone(),
             outside: self.outside,
             lowers: LowerIds::Disk,
+            unrecorded: None,
         };
+        let is_recorded = self.records.is_none() && shows_records(stack);
+        let plain = in_initial_user_namespace() && !is_root_of_machine();
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        if is_recorded && plain {
+            owners.unrecorded = Some((uid, gid));
+        }
         if !owners.is_identity() {
             owners.lowers = ids_of_lowers(stack)?;
-        } else if self.records.is_none() && shows_records(stack) && !in_initial_user_namespace() {
+        } else if is_recorded && !in_initial_user_namespace() {
             owners.users = of_namespace("/proc/self/uid_map");
             owners.groups = of_namespace("/proc/self/gid_map");
             owners.outside = Outside::Root;
+        } else if let (true, Some((user, group))) = (is_recorded && plain, self.user_as) {
+            owners.users = IdMap::exchange(user, uid);
+            owners.groups = IdMap::exchange(group, gid);
         }
         let root = self.squash_to_root.then_some(0);
         if let Some(uid) = self.squash_to_uid.or(root) {

@@ -30,10 +30,13 @@ use settings::Settings;
 use volume::Volume;
 
 mod bubblewrap;
+mod callers_path;
 mod directory;
 mod image;
 mod limits;
 mod look_up;
+mod own_terminal;
+mod recorder;
 mod runtime;
 mod seccomp;
 mod settings;
@@ -63,8 +66,9 @@ Examples:
 
 IMAGE may be a read-write layer of mount --name or run --name; the command then goes on with its
 files. Without --name, changes are discarded. A plain user is root inside, or the user of the image,
-and has no other users there. If root changes owners or becomes another user, nothing happens, and the
-program is told that it worked, so that dpkg, apt, rpm and tar work; see --other-users.
+and has no other users there. If root changes owners, they are recorded for commit. If root becomes
+another user, nothing happens, and the program is told that it worked, so that dpkg, apt, rpm and tar
+work; see --other-users.
 
 Exit codes: that of the command, 128 and the number of the signal that killed it, 125 if nothing could
 be started, 126 if the command cannot be executed, 127 if there is none, 2 wrong usage.")]
@@ -157,8 +161,9 @@ struct ContainerArgs {
     #[arg(long, value_enum, default_value = "host")]
     net: Network,
     /// What a plain user's container does if a program changes owners or becomes another user, which
-    /// package managers do: pretend that it worked, or refuse
-    #[arg(long, value_enum, default_value = "pretend")]
+    /// package managers do: record the owners for commit and pretend the rest (with crun and runc),
+    /// pretend that all of it worked, or refuse
+    #[arg(long, value_enum, default_value = "record")]
     other_users: OtherUsers,
     /// Limit the memory, in bytes or as 512m or 2g (needs a cgroup that this user may change)
     #[arg(long, value_name = "BYTES", value_parser = limits::memory)]
@@ -175,6 +180,8 @@ struct ContainerArgs {
 /// container has only one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum OtherUsers {
+    /// Owners of files are recorded; the other calls succeed and change nothing.
+    Record,
     /// The calls succeed and change nothing.
     Pretend,
     /// The calls fail.
@@ -256,13 +263,26 @@ struct Container {
 }
 
 impl Container {
-    /// Returns what happens to calls that concern other users. Only root of the container uses them.
-    fn of_other_users(&self, rights: Rights) -> OfOtherUsers {
-        match (rights, self.other_users) {
-            (Rights::User { .. }, OtherUsers::Pretend) if self.wanted.uid == 0 => {
-                OfOtherUsers::Pretended
-            }
-            _ => OfOtherUsers::Kernel,
+    /// Returns what happens to calls that concern other users where nobody records owners. Only root
+    /// of the container uses them.
+    fn without_records(&self, rights: Rights) -> OfOtherUsers<'static> {
+        let pretends = self.other_users != OtherUsers::Refuse;
+        if rights != Rights::Root && pretends && self.wanted.uid == 0 {
+            OfOtherUsers::Pretended
+        } else {
+            OfOtherUsers::Kernel
+        }
+    }
+
+    /// Returns the users of a container whose owners are to be recorded.
+    fn recorded_users(&self, rights: Rights) -> Option<recorder::Users> {
+        let is_wanted = self.other_users == OtherUsers::Record && self.wanted.uid == 0;
+        match rights {
+            Rights::User { uid, gid } if is_wanted => Some(recorder::Users {
+                inside: (self.wanted.uid, self.wanted.gid),
+                outside: (uid, gid),
+            }),
+            _ => None,
         }
     }
 
@@ -330,8 +350,19 @@ fn prepare(
 ) -> anyhow::Result<Container> {
     let volumes = volume::all(&args.volume)?;
     let mode = SandboxArgs::default().mode()?;
-    bundle.mount(own, image, args)?;
+    // A plain user is one user of the image, for most images root. The mount shows that one's files
+    // as the user's, which the container then shows as they are in the image.
+    let user = match Rights::current() {
+        Rights::Root => None,
+        Rights::User { .. } => Some((0, 0)),
+    };
+    bundle.mount(own, image, args, user)?;
     let wanted = look_up::in_rootfs(&bundle.rootfs(), &settings, mode)?;
+    let wanted_user = user.map(|_| (wanted.uid, wanted.gid));
+    if wanted_user != user {
+        bundle.unmount(own)?;
+        bundle.mount(own, image, args, wanted_user)?;
+    }
     let command = settings.arguments.first().map_or("", String::as_str);
     let (what, code) = match wanted.executable {
         Executable::Found => ("", 0),
@@ -376,7 +407,9 @@ pub(super) fn bundle(args: &BundleArgs, root: Option<&Path>) -> anyhow::Result<(
         &mut bundle,
         terminal,
     )?;
-    let spec = spec::of(&container, Rights::current(), &bundle.rootfs());
+    let rights = Rights::current();
+    let others = container.without_records(rights);
+    let spec = spec::of(&container, rights, &bundle.rootfs(), others);
     bundle.write_config(&spec)?;
     let text = format!("{}\n", bundle.path().display());
     bundle.keep();

@@ -12,7 +12,7 @@
 //! Invariants: the root directory of a layer says whether its files have records, and under which
 //! name. A change keeps all other fields. The real mode of a recorded file lets its owner use it,
 //! gives no other user the right to write, and has no set-id bits. Symlinks cannot have `user.*`
-//! xattrs; they are shown with their real owner.
+//! xattrs; they have their real owner (`union::Owners::unrecorded` says whose are root's).
 //!
 //! Every user may set `user.*` on a file that he may write. Where root of the machine mounts, such
 //! a record counts only on files that belong to root and that nobody else may write.
@@ -402,7 +402,13 @@ impl At<'_> {
     /// # Errors
     /// Those of setxattr(2).
     pub fn begin_records(&self, form: Form) -> Result<(), Errno> {
-        self.write(form, &Record::of(&self.real_stat()?))
+        let real = self.real_stat()?;
+        // It may have the record of the layer below.
+        let stat = match Form::of_layer(*self)? {
+            Some(known) => self.with_record(known, real)?,
+            None => real,
+        };
+        self.write(form, &Record::of(&stat))
     }
 }
 

@@ -28,6 +28,8 @@ pub mod mounts;
 pub mod namespace;
 #[cfg(feature = "fuse")]
 pub mod narrow;
+#[cfg(feature = "fuse")]
+pub mod notify;
 pub mod openat2;
 #[cfg(feature = "fuse")]
 pub mod probe;
@@ -42,6 +44,8 @@ pub mod stat;
 #[cfg(feature = "fuse")]
 mod submounts;
 pub(crate) mod sync;
+#[cfg(feature = "fuse")]
+pub mod terminal;
 #[cfg(feature = "fuse")]
 pub mod uring;
 pub mod walk;

@@ -11,6 +11,18 @@ use program::{Action, Condition, Rule, Table, Wanted};
 
 mod program;
 
+/// The number of this architecture in filters (`AUDIT_ARCH_*` of linux/audit.h), if it is known
+/// here.
+pub const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
+    Some(0xc000_003e)
+} else if cfg!(target_arch = "aarch64") {
+    Some(0xc000_00b7)
+} else if cfg!(target_arch = "riscv64") {
+    Some(0xc000_00f3)
+} else {
+    None
+};
+
 /// A system call in a list of allowed or refused calls.
 #[derive(Clone, Copy, Debug)]
 pub enum Call {
@@ -56,13 +68,7 @@ pub struct Answer {
 /// Calls with the numbers of another architecture kill the process, because the rules do not know
 /// their numbers. `None`: the architecture is not known here.
 pub fn program(answers: &[Answer]) -> Option<Vec<u8>> {
-    // AUDIT_ARCH_* of linux/audit.h.
-    let architecture: u32 = match std::env::consts::ARCH {
-        "x86_64" => 0xc000_003e,
-        "aarch64" => 0xc000_00b7,
-        "riscv64" => 0xc000_00f3,
-        _ => return None,
-    };
+    let architecture = ARCHITECTURE?;
     let code = |code: u32| code as u16;
     let load = code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS);
     let equal = code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use super::types::{Caller, SetAttr};
 use super::upper::Owner;
 use crate::layer::at::Stat;
+use crate::layer::types::FileKind;
 
 /// The ID that no process has. The kernel shows it as its overflow ID.
 const NO_ID: u32 = u32::MAX;
@@ -108,6 +109,26 @@ impl IdMap {
         self.squash = Some(id);
     }
 
+    /// Makes the mapping that shows each of two IDs as the other one.
+    pub fn exchange(one: u32, other: u32) -> Self {
+        let (low, high) = (one.min(other), one.max(other));
+        if low == high || high == NO_ID {
+            return Self::default();
+        }
+        let range = |disk, shown, len| IdRange { disk, shown, len };
+        let all = [
+            range(0, 0, low),
+            range(low, high, 1),
+            range(low + 1, low + 1, high - low - 1),
+            range(high, low, 1),
+            range(high + 1, high + 1, NO_ID - (high + 1)),
+        ];
+        Self {
+            ranges: all.into_iter().filter(|range| range.len > 0).collect(),
+            squash: None,
+        }
+    }
+
     /// Whether each ID is itself.
     pub fn is_identity(&self) -> bool {
         self.ranges.is_empty() && self.squash.is_none()
@@ -172,6 +193,9 @@ pub struct Owners {
     pub outside: Outside,
     /// The IDs of the lowers.
     pub lowers: LowerIds,
+    /// The user and the group whose symlinks are root's. A symlink cannot have a record: in layers
+    /// with records of others, all symlinks belong to the user who made them.
+    pub unrecorded: Option<(u32, u32)>,
 }
 
 /// Where a file or xattr was read.
@@ -212,14 +236,25 @@ impl Owners {
 
     /// Returns the owner that is shown for a file.
     pub(crate) fn shown(&self, side: Side, stat: &Stat) -> Shown {
+        let (uid, gid) = self.on_disk(stat);
         if self.is_identity() {
-            let (uid, gid) = (stat.uid, stat.gid);
             return Shown { uid, gid };
         }
         let one = |map: &IdMap, id| map.squash.unwrap_or_else(|| self.unsquashed(map, side, id));
         Shown {
-            uid: one(&self.users, stat.uid),
-            gid: one(&self.groups, stat.gid),
+            uid: one(&self.users, uid),
+            gid: one(&self.groups, gid),
+        }
+    }
+
+    /// Returns the disk IDs of a file.
+    fn on_disk(&self, stat: &Stat) -> (u32, u32) {
+        match self.unrecorded {
+            Some((uid, gid)) if stat.kind == FileKind::Symlink => {
+                let of_root = |id, ours| if id == ours { 0 } else { id };
+                (of_root(stat.uid, uid), of_root(stat.gid, gid))
+            }
+            _ => (stat.uid, stat.gid),
         }
     }
 

@@ -16,6 +16,53 @@ fn owners(ranges: Vec<IdRange>) -> Owners {
 }
 
 #[test]
+fn two_ids_are_exchanged() {
+    for (one, other) in [(0, 1000), (1000, 0), (5, 6), (0, u32::MAX - 1)] {
+        let map = IdMap::exchange(one, other);
+        // Ranges that have IDs in common, or go too far, are refused.
+        let checked = IdMap::new(map.ranges.clone()).unwrap();
+        assert_eq!(checked, map);
+        for (disk, shown) in [
+            (one, other),
+            (other, one),
+            (7, 7),
+            (999, 999),
+            (70000, 70000),
+        ] {
+            assert_eq!(map.shown_for(disk), Some(shown), "{one} {other}");
+            assert_eq!(map.back(shown), Some(disk), "{one} {other}");
+        }
+        assert_eq!(map.back(NO_ID), None);
+    }
+    assert!(IdMap::exchange(5, 5).is_identity());
+    assert!(IdMap::exchange(5, NO_ID).is_identity());
+}
+
+/// Symlinks have no records: those of the user who made them are root's, then mapped as others.
+#[test]
+fn symlinks_without_records_are_roots() {
+    let mut stat = crate::layer::at::At::new(rustix::fs::CWD, b"/")
+        .stat()
+        .unwrap();
+    let shown = |owners: &Owners, stat: &Stat| {
+        let shown = owners.shown(Side::Upper, stat);
+        (shown.uid, shown.gid)
+    };
+    let mut owners = Owners {
+        unrecorded: Some((77, 78)),
+        ..Owners::default()
+    };
+    (stat.uid, stat.gid) = (77, 78);
+    assert_eq!(shown(&owners, &stat), (77, 78));
+    stat.kind = FileKind::Symlink;
+    assert_eq!(shown(&owners, &stat), (0, 0));
+    owners.users = IdMap::exchange(0, 77);
+    assert_eq!(shown(&owners, &stat), (77, 0));
+    (stat.uid, stat.gid) = (5, 6);
+    assert_eq!(shown(&owners, &stat), (5, 6));
+}
+
+#[test]
 fn ids_go_forth_and_back() {
     let map = IdMap::new(vec![
         range(0, 1, 1005),

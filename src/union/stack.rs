@@ -105,6 +105,9 @@ impl Stack {
             finder: OnceLock::new(),
         };
         stack.name_max = stack.longest_name();
+        if !has_records {
+            stack.owners.unrecorded = None;
+        }
         Ok(stack)
     }
 

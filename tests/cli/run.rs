@@ -55,7 +55,7 @@ fn home() -> Needed<Home> {
         for applet in sh cat ls id env pwd hostname sleep kill touch mount sort grep readlink tty; do
             ln -s busybox rootfs/bin/$applet
         done
-        for applet in chown chmod chgrp; do ln -s busybox rootfs/bin/$applet; done
+        for applet in chown chmod chgrp stat mkdir ln cp chroot; do ln -s busybox rootfs/bin/$applet; done
         printf 'root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n' > rootfs/etc/passwd
         printf 'root:x:0:\napp:x:1001:\nmore:x:55:app\n' > rootfs/etc/group
         echo plain > rootfs/etc/plain; echo hosts > rootfs/etc/hosts
@@ -323,8 +323,8 @@ fn the_command_cannot_reach_the_machine() {
     });
 }
 
-/// A plain user's container has one user. Programs that give files to others, or become others, are
-/// told that it worked, unless that is not wanted.
+/// A plain user's container has one user. Programs that give files to others, or become others, can
+/// be told that it worked, or that it failed.
 #[test]
 fn other_users_are_pretended_or_refused_for_a_plain_user() {
     let home = need!(home());
@@ -332,7 +332,9 @@ fn other_users_are_pretended_or_refused_for_a_plain_user() {
     let show = "ls -ln /f | grep -c -e \"-rwsr-xr-x.* 0 *0 \"";
     for runtime in RUNTIMES {
         let as_user = |args: &str| run(&home, Who::User, runtime, args);
-        let seen = as_user(&format!("app:1 sh -c '{change}; {show}; id -u'"));
+        let seen = as_user(&format!(
+            "--other-users pretend app:1 sh -c '{change}; {show}; id -u'"
+        ));
         assert_eq!(seen.ok(), "1\n0\n", "{runtime}");
         let seen = as_user(&format!("--other-users refuse app:1 sh -c '{change}'"));
         assert_eq!(seen.code, Some(1), "{runtime} {seen:?}");
@@ -352,6 +354,71 @@ fn other_users_are_pretended_or_refused_for_a_plain_user() {
             assert!(seen.ok().contains(" 5 "), "{runtime}");
         }
     }
+}
+
+/// The owners of an image in a plain user's container are shown as far as it has them, and those that
+/// its root gives are recorded, whatever names a file. `commit` keeps them.
+#[test]
+fn owners_that_a_plain_user_gives_are_committed() {
+    let home = need!(home());
+    let change = r#"
+        stat -c "%n %u:%g" / /etc/plain /bin/cat
+        mkdir /d /jail /jail/bin; cd /d; touch a b c e f g h i j; ln -s a link; ln -s /d/c far
+        cp /bin/busybox /jail/bin/busybox; touch /jail/x
+        chown 5:6 a; chmod 4755 a; chown 7 ../d/b; chgrp 8 /d/./b; chown 9:9 far; chown -h 1:1 link
+        exec 3< e; chown 2:3 /proc/self/fd/3; chown 4:4 f; chown 0:0 f; chown 65534:65534 g
+        chmod 6755 h; chown 3:3 h; chroot /jail /bin/busybox chown 3:4 /x
+        cd /jail; chown 11:12 ../d/../../../d/i
+        chown 5 absent || chown 5 /d/a/ || chown 5 /in/file
+        stat -c "%n %u:%g" /d/f /d/j /in/file; id -u"#;
+    let expected = "\
+        /d 0:0 755\n/d/a 5:6 4755\n/d/b 7:8 644\n/d/c 9:9 644\n/d/e 2:3 644\n/d/f 0:0 644\n\
+        /d/far 0:0 777\n/d/g 0:0 644\n/d/h 3:3 755\n/d/i 11:12 644\n/d/j 0:0 644\n\
+        /d/link 0:0 777\n/jail/x 3:4 644\n";
+    fs::write(home.path("out/change"), change).unwrap();
+    for runtime in ["crun", "runc"] {
+        let args = "-v ./volume:/in -v ./out/change:/change --name work app:1 sh -e /change";
+        let seen = run(&home, Who::User, runtime, args);
+        assert_eq!(seen.code, Some(0), "{runtime} {seen:?}");
+        let shown =
+            "/ 0:0\n/etc/plain 0:0\n/bin/cat 0:0\n/d/f 0:0\n/d/j 0:0\n/in/file 65534:65534\n0\n";
+        assert_eq!(seen.stdout, shown, "{runtime}");
+        for error in ["absent: No such file", "/d/a/: Not a directory"] {
+            assert!(seen.stderr.contains(error), "{runtime} {seen:?}");
+        }
+        let look = "./unionfs commit -q work app:2 >&2; ./unionfs rm work >&2; mkdir out/mnt
+            ./unionfs mount app:2 out/mnt >&2; cd out/mnt
+            stat -c '/%n %u:%g %a' d d/* jail/x; cd ../..; ./unionfs umount out/mnt; rmdir out/mnt
+            ./unionfs rmi app:2 >&2";
+        let seen = sh(&home, Who::User, look);
+        assert_eq!(seen.code, Some(0), "{runtime} {seen:?}");
+        assert_eq!(seen.stdout, expected, "{runtime} {seen:?}");
+    }
+    // What cannot be changed says so.
+    let seen = run(
+        &home,
+        Who::User,
+        "crun",
+        "--read-only app:1 chown 5 /etc/plain",
+    );
+    assert!(
+        seen.code == Some(1) && seen.stderr.contains("Read-only"),
+        "{seen:?}"
+    );
+    // The user of the image is the user who runs it.
+    run(
+        &home,
+        Who::User,
+        "crun",
+        "-u app --name work app:1 touch /home/app/mine",
+    )
+    .ok();
+    let look = "mkdir out/mnt; ./unionfs mount --name work out/mnt >&2
+        stat -c '%u:%g' out/mnt/home/app/mine out/mnt/etc; ./unionfs umount out/mnt; rmdir out/mnt";
+    assert_eq!(
+        sh(&home, Who::User, look).ok_with_progress(),
+        "1000:1001\n0:0\n"
+    );
 }
 
 /// Package managers, and tar as root, work in the container of a plain user who has one user ID. The
@@ -450,6 +517,21 @@ END
             assert_eq!(seen.code, Some(0), "{runtime} {install} {seen:?}");
             assert_eq!(seen.stdout, "data\n1\n", "{runtime} {install} {seen:?}");
         }
+    }
+    // The owners of the packages are kept.
+    for (install, owners) in [
+        ("dpkg -i /in/here.deb", "10:11\n10:11\n"),
+        ("rpm -i --nodeps /in/here.rpm", "10:11\n0:0\n"),
+        ("tar -C / -xpf /in/here.tar", "10:11\n0:0\n"),
+    ] {
+        let args = format!("-v ./in:/in:ro --name work pkg:1 {install}");
+        let seen = run(&home, Who::User, "crun", &args);
+        assert_eq!(seen.code, Some(0), "{install} {seen:?}");
+        let look = "mkdir out/mnt; ./unionfs mount --name work out/mnt >&2; cd out/mnt/opt/here
+            stat -c %u:%g file tool; cd ../../../..; ./unionfs umount out/mnt; rmdir out/mnt
+            ./unionfs rm work >&2";
+        let seen = sh(&home, Who::User, look);
+        assert_eq!(seen.ok_with_progress(), owners, "{install}");
     }
     // Without the pretence they fail, as the kernel answers.
     let install = "--other-users refuse -v ./in:/in:ro pkg:1 dpkg -i /in/here.deb";
@@ -607,7 +689,7 @@ fn a_bundle_is_what_runtimes_run() {
         .failed(1, &["not empty"]);
 }
 
-/// With a terminal the command has one of its own.
+/// With a terminal the command has one of its own, and its exit code is passed on.
 #[test]
 fn a_terminal_is_the_commands_own() {
     let home = need!(home());
@@ -615,14 +697,20 @@ fn a_terminal_is_the_commands_own() {
     for (who, runtime) in [
         (Who::Root, "crun"),
         (Who::Root, "runc"),
+        (Who::Root, "bwrap"),
         (Who::User, "crun"),
+        (Who::User, "bwrap"),
     ] {
+        // What is typed reaches the command, and nobody else has this terminal.
         let text = format!(
-            "script -qec './unionfs run -it --runtime {runtime} app:1 sh -c \"tty; echo $TERM\"' /dev/null"
+            "echo typed | script -qec './unionfs run -it --runtime {runtime} app:1 sh -c \
+             \"tty; read -r line; echo got \\$line; echo up > /dev/tty; exit 5\"' /dev/null"
         );
         let seen = sh(&home, who, &text);
-        assert_eq!(seen.code, Some(0), "{seen:?}");
-        assert!(seen.stdout.contains("/dev/"), "{seen:?}");
+        assert_eq!(seen.code, Some(5), "{who:?} {runtime} {seen:?}");
+        for part in ["/dev/", "got typed", "up"] {
+            assert!(seen.stdout.contains(part), "{who:?} {runtime} {seen:?}");
+        }
     }
     sh(&home, Who::Root, "./unionfs run -t app:1 </dev/null").failed(2, &["no terminal"]);
 }

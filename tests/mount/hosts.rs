@@ -6,6 +6,8 @@ use std::process::Command;
 
 use testkit::fixture::Fixture;
 use testkit::mount::{Mounted, Scratch, Stack};
+use testkit::need;
+use testkit::need::has_tools;
 use testkit::tree::{self, Mask};
 use testkit::without::{self, ALL, Lack};
 use testkit::{layers, need_mounts, program};
@@ -90,4 +92,41 @@ fn all_calls_can_be_missing() {
     let all: Vec<_> = ALL.iter().map(|(_, lack)| *lack).collect();
     without(&all, "");
     without(&all, ",sandbox=off");
+}
+
+/// `/proc` may hide other processes, and may be that of another PID namespace. Without it, the mount
+/// is refused with the reason.
+#[test]
+fn proc_can_be_that_of_others_but_not_be_missing() {
+    need_mounts!();
+    need!(has_tools(&["unshare", "mount", "umount"]));
+    for (prepare, works) in [
+        ("mount -t proc -o hidepid=2 proc /proc", true),
+        // The numbers of processes in it are others than those that this namespace has.
+        ("true", true),
+        ("umount -l /proc", false),
+    ] {
+        let scratch = Scratch::disk();
+        let lowers = layers::write_all(&layers::standard(), scratch.path(), layers::Form::Kernel);
+        let stack = Stack::writable(&scratch, lowers);
+        let script = format!(
+            "{prepare}; \"$0\" -o \"$1\" \"$2\"; cd \"$2\"; echo x > new; mv new moved; ln moved again
+             chmod 600 plain.txt; rm top.txt; cat moved; cd /; \"$0\" umount \"$2\""
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--pid", "--fork", "--propagation=private"]);
+        command.args(["sh", "-ec", &script]).arg(program());
+        let output = command
+            .arg(stack.options())
+            .arg(&stack.mnt)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.success(), works, "{prepare}: {output:?}");
+        if works {
+            assert_eq!(output.stdout, b"x\n", "{prepare}: {output:?}");
+        } else {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(errors.contains("/proc is not mounted"), "{errors}");
+        }
+    }
 }

@@ -12,6 +12,7 @@ use testkit::{need, need_mounts, program};
 
 const TREE: &str = include_str!("owners/tree.sh");
 const IDMAPPED: &str = include_str!("owners/idmapped.py");
+const NSPAWN: &str = include_str!("owners/nspawn.py");
 const OPERATIONS: &str = include_str!("owners/operations.py");
 const MAPPED: &str = "uidmapping=0:1000:10,gidmapping=0:2000:10";
 const USERS: &str = "0 1000 10";
@@ -57,7 +58,7 @@ fn idmapped(source: &Path, target: &Path) -> Mounted {
 }
 
 /// Requires a kernel whose FUSE mounts can be idmapped.
-fn idmaps_fuse() -> need::Needed {
+pub(super) fn idmaps_fuse() -> need::Needed {
     let release = rustix::system::uname()
         .release()
         .to_string_lossy()
@@ -288,6 +289,42 @@ fn idmapped_by_the_kernel() {
         mapped.unmount();
         mounted.unmount();
     }
+}
+
+/// systemd-nspawn puts an idmapped mount in the place of a mount, in which root of the machine is one
+/// more user, so that it can make files there.
+#[test]
+fn idmapped_as_systemd_nspawn_does() {
+    need_mounts!();
+    need!(tools());
+    need!(idmaps_fuse());
+    let scratch = Scratch::disk();
+    let lower = scratch.dir("lower");
+    std::fs::write(lower.join("file"), "").unwrap();
+    chown(lower.join("file"), Some(5), Some(6)).unwrap();
+    let stack = Stack::writable(&scratch, vec![lower]);
+    let mounted = Fs::Unionfs("allow_idmap").mount(&stack);
+    let script = r#"
+        python3 -c "$0" "$1" 100000
+        cd "$1"
+        mkdir roots given
+        chown 100000:100000 . given
+        chown 100007:100008 file
+        setpriv --reuid=100000 --regid=100000 --clear-groups touch given/new
+        stat -c '%n %u:%g' file roots given given/new
+    "#;
+    let args = ["-m", "--propagation=private", "sh", "-ec", script, NSPAWN];
+    let args = args.map(OsStr::new).into_iter();
+    let args: Vec<&OsStr> = args.chain([mounted.path().as_os_str()]).collect();
+    let seen = output("unshare", &args, Path::new("/"));
+    let expected = "file 100007:100008\nroots 0:0\ngiven 100000:100000\ngiven/new 100000:100000\n";
+    assert_eq!(seen, expected);
+    let upper = &stack.upper.as_ref().unwrap().0;
+    // `UID_MAPPED_ROOT` of systemd.
+    let of_root = i32::MAX as u32 - 1;
+    assert_eq!(owner(&upper.join("roots")), (of_root, of_root));
+    assert_eq!(owner(&upper.join("given/new")), (0, 0));
+    assert_eq!(owner(&upper.join("file")), (7, 8));
 }
 
 /// The same mount without a mapping answers as a directory. The kernel does not tell who calls.

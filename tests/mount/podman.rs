@@ -266,8 +266,19 @@ owned 5:6 644
 root 0:0 644
 ";
 
+/// The owners in a container's volume that the kernel maps, and those in the upper.
+const OF_VOLUME: &str = "== volume
+old 5:6
+new 3:4
+mine 0:0
+upper/old 5:6
+upper/new 3:4
+upper/mine 0:0
+";
+
 /// Runs containers of podman and buildah with each of these ways to ask for a user namespace.
-fn in_user_namespaces(who: &str, asked: &[(&str, &str)]) {
+/// With `idmap`, also a volume that the kernel maps.
+fn in_user_namespaces(who: &str, asked: &[(&str, &str)], idmap: Option<&str>) {
     unified_cgroups();
     let scratch = Scratch::disk();
     let script = scratch.path().join("script");
@@ -277,6 +288,7 @@ fn in_user_namespaces(who: &str, asked: &[(&str, &str)]) {
         .args(namespaces)
         .args(["--propagation=private", "sh"])
         .args([script.as_os_str(), program().as_ref(), who.as_ref()])
+        .args(idmap)
         .current_dir(scratch.path())
         .output()
         .unwrap();
@@ -286,9 +298,10 @@ fn in_user_namespaces(who: &str, asked: &[(&str, &str)]) {
         .iter()
         .map(|(how, seen)| format!("== {how}\n{seen}"))
         .collect::<String>();
+    let volume = idmap.map_or("", |_| OF_VOLUME);
     assert_eq!(
         shown,
-        format!("{expected}== buildah\n{OF_BUILDAH}"),
+        format!("{expected}== buildah\n{OF_BUILDAH}{volume}"),
         "{who}"
     );
 }
@@ -305,6 +318,7 @@ fn user_namespaces_of_roots_engine() {
             ("--uidmap=0:200000:65536,--gidmap=0:200000:65536", AS_ROOT),
             ("--userns=auto:size=2048", AS_ROOT),
         ],
+        super::owners::idmaps_fuse().is_ok().then_some("idmap"),
     );
 }
 
@@ -322,5 +336,6 @@ fn user_namespaces_of_a_plain_users_engine() {
             ("--userns=auto:size=2048", AS_ROOT),
             ("--uidmap=0:1:60000,--gidmap=0:1:60000", AS_ROOT),
         ],
+        None,
     );
 }

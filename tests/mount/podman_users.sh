@@ -1,9 +1,10 @@
-# podman_users.sh PROGRAM USER: containers of podman and buildah in user namespaces, with PROGRAM as
+# podman_users.sh PROGRAM USER [idmap]: containers of podman and buildah in user namespaces, with PROGRAM as
 # the mount program. USER is root or user: root's engine, or a plain user's. Prints for each way to
 # ask the owners that the container saw, and those that another container sees in the committed
-# image. Runs in mount and PID namespaces of its own, in a directory of its own.
+# image. With `idmap`, also those of a volume that the kernel maps (allow_idmap). Runs in mount and PID
+# namespaces of its own, in a directory of its own.
 set -eu
-program=$1 who=$2 id=23456
+program=$1 who=$2 idmap=${3-} id=23456
 [ "$(id -u)" != 0 ] || mount --make-rshared /
 if [ "$who" = user ] && [ "$(id -u)" = 0 ]; then
     mkdir -p home/run
@@ -77,3 +78,14 @@ builder run $isolation built sh -ec 'cd /data; stat -c "%n %u:%g %a" root owned 
 builder commit --quiet built image:3 > /dev/null
 builder rm built > /dev/null
 engine run --rm $limits image:3 sh -ec 'cd /data; stat -c "%n %u:%g %a" *'
+if [ "$idmap" = idmap ]; then
+    echo "== volume"
+    mkdir lower upper empty union
+    echo old > lower/old
+    chown 5:6 lower/old
+    "$program" -o lowerdir=lower,upperdir=upper,workdir=empty,allow_idmap union
+    engine run --rm $limits --uidmap=0:200000:65536 --gidmap=0:200000:65536 -v "$PWD/union:/v:idmap" base:1 sh -ec '
+        cd /v; echo new > new; touch mine; chown 3:4 new; chmod 600 old; stat -c "%n %u:%g" old new mine'
+    stat -c "%n %u:%g" upper/old upper/new upper/mine
+    umount union
+fi

@@ -26,10 +26,6 @@ pub(super) fn arguments(
     if container.has_limits() {
         bail!("bwrap cannot limit memory, processes and processors: install crun or runc");
     }
-    if container.terminal == Terminal::Given {
-        // The command could write to the terminal of the user, as if the user typed it.
-        bail!("bwrap cannot give the command a terminal of its own: install crun or runc");
-    }
     let rootfs = bundle.rootfs();
     let wanted = &container.wanted;
     command.args([
@@ -53,7 +49,10 @@ pub(super) fn arguments(
     if container.network == Network::None {
         command.arg("--unshare-net");
     }
-    command.arg("--new-session");
+    if container.terminal == Terminal::None {
+        // The command could write to the terminal of the user, as if the user typed it.
+        command.arg("--new-session");
+    }
     command.args(["--hostname", &container.hostname]);
     command.arg("--bind").arg(&rootfs).arg("/");
     command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm"]);
@@ -106,7 +105,7 @@ pub(super) fn arguments(
 
 /// Returns the filter of system calls in a file without a name, from its beginning.
 pub(super) fn filter(container: &Container, rights: Rights) -> anyhow::Result<Option<OwnedFd>> {
-    let Some(program) = seccomp::program(container.of_other_users(rights)) else {
+    let Some(program) = seccomp::program(container.without_records(rights)) else {
         return Ok(None);
     };
     let mut file = tempfile::tempfile().context("cannot make a file for the filter")?;

@@ -1,4 +1,5 @@
-//! The directory of a bundle: `config.json`, `rootfs` and, where root holds volumes, `volumes/N`.
+//! The directory of a bundle: `config.json`, `rootfs`, where root holds volumes `volumes/N`, and
+//! where owners are recorded the socket `owners`.
 //!
 //! Invariant: nothing is removed recursively, because a mount could be below. A directory that is
 //! still a mountpoint stays.
@@ -88,13 +89,16 @@ impl Bundle {
         self.path.join("rootfs")
     }
 
-    /// Mounts the image on `rootfs`.
+    /// Mounts the image on `rootfs`. The files of this user and group of the image are those of the
+    /// plain user who mounts, if owners are recorded.
     pub(super) fn mount(
         &mut self,
         own: &Own<'_>,
         image: &ImageToRun,
         args: &ContainerArgs,
+        user: Option<(u32, u32)>,
     ) -> anyhow::Result<()> {
+        let owners = user.map(|(uid, gid)| format!("user_as={uid}:{gid}"));
         let rootfs = super::text(&self.rootfs())?;
         let name = args.name.as_deref().or(image.layer.as_deref());
         let mut command = vec!["mount"];
@@ -109,9 +113,19 @@ impl Bundle {
         if image.layer.is_none() {
             command.push(&image.id);
         }
+        if let Some(owners) = &owners {
+            command.extend(["-o", owners]);
+        }
         command.push(&rootfs);
         own.call(command)?;
         self.mounted = true;
+        Ok(())
+    }
+
+    /// Unmounts the image, to mount it in another way.
+    pub(super) fn unmount(&mut self, own: &Own<'_>) -> anyhow::Result<()> {
+        own.call(["umount".as_ref(), self.rootfs().as_os_str()])?;
+        self.mounted = false;
         Ok(())
     }
 
@@ -188,7 +202,7 @@ impl Bundle {
             let _ = std::fs::remove_file(&volume);
             let _ = std::fs::remove_dir(&volume);
         }
-        for file in ["config.json", "pid"] {
+        for file in ["config.json", "pid", "owners"] {
             let _ = std::fs::remove_file(self.path.join(file));
         }
         for dir in ["volumes", "state", "rootfs", ""] {

@@ -11,7 +11,10 @@ use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SI
 use signal_hook::iterator::Signals;
 
 use super::directory::Bundle;
-use super::{Container, NOT_STARTED, Rights, bubblewrap, program, spec};
+use super::own_terminal::OwnTerminal;
+use super::recorder::{self, Recorder};
+use super::seccomp::OfOtherUsers;
+use super::{Container, NOT_STARTED, Rights, Terminal, bubblewrap, program, spec};
 
 /// The program that starts containers.
 pub(super) enum Runtime {
@@ -73,7 +76,23 @@ impl Runtime {
                          install crun or bwrap, or give -u 0"
                     );
                 }
-                bundle.write_config(&spec::of(container, rights, &bundle.rootfs()))?;
+                let users = container.recorded_users(rights);
+                let socket =
+                    users.and_then(|users| Some((users, recorder::socket(bundle.path())?)));
+                let others = match &socket {
+                    Some((_, (_, path))) => OfOtherUsers::Recorded(path),
+                    None => container.without_records(rights),
+                };
+                let rootfs = bundle.rootfs();
+                let mut spec = spec::of(container, rights, &rootfs, others);
+                if rights != Rights::Root && container.has_limits() {
+                    let cgroup = container.delegated_cgroup(name_of(bundle)?)?;
+                    spec["linux"]["cgroupsPath"] = cgroup.to_str().into();
+                }
+                bundle.write_config(&spec)?;
+                let recorder = socket
+                    .map(|(users, (socket, _))| Recorder::start(socket, &rootfs, users))
+                    .transpose()?;
                 let pid_file = bundle.path().join("pid");
                 let mut command = Command::new(program);
                 command.arg("--root").arg(bundle.path().join("state"));
@@ -85,7 +104,11 @@ impl Runtime {
                 command.arg(name_of(bundle)?);
                 let child = start(&mut command)?;
                 let target = Pid::from_child(&child);
-                let status = wait(child, target, signals)?;
+                let status = wait(child, target, signals);
+                if let Some(recorder) = recorder {
+                    recorder.stop();
+                }
+                let status = status?;
                 if pid_file.exists() {
                     Ok(code(status))
                 } else {
@@ -99,8 +122,18 @@ impl Runtime {
                 let filter = bubblewrap::filter(container, rights)?;
                 let filter = filter.as_ref();
                 bubblewrap::arguments(&mut command, container, rights, bundle, &write, filter)?;
+                let terminal = match container.terminal {
+                    Terminal::None => None,
+                    Terminal::Given => {
+                        let end = unionfs::sys::terminal::give(&mut command);
+                        Some(end.context("cannot make a terminal")?)
+                    }
+                };
                 let child = start(&mut command)?;
+                // What it was given is closed here.
+                drop(command);
                 drop(write);
+                let terminal = terminal.map(OwnTerminal::connect).transpose()?;
                 let mut about = String::new();
                 std::fs::File::from(read)
                     .take(4096)
@@ -111,6 +144,7 @@ impl Runtime {
                 let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
                 let target = pid.unwrap_or(Pid::from_child(&child));
                 let status = wait(child, target, signals)?;
+                drop(terminal);
                 Ok(match pid {
                     Some(_) => code(status),
                     None => NOT_STARTED,

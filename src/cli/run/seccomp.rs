@@ -5,6 +5,8 @@
 //! machine, of namespaces, of keys without one, and of mounts. The runtimes leave out calls that
 //! libseccomp does not know.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use unionfs::sys::seccomp::Answer;
 
@@ -71,9 +73,9 @@ const REFUSED: [Named; 56] = [
     ("vhangup", Some(libc::SYS_vhangup)),
 ];
 
-/// Calls that give a file to another user, or make a process another user's. Where a container has
-/// one user ID, the kernel refuses them with EINVAL or EPERM before any file system sees them.
-const OF_OTHER_USERS: [Named; 25] = [
+/// Calls that give a file to another user. Where a container has one user ID, the kernel refuses them
+/// with EINVAL or EPERM before any file system sees them.
+const CHOWN: [Named; 7] = [
     ("chown", old::CHOWN),
     ("chown32", None),
     ("fchown", Some(libc::SYS_fchown)),
@@ -81,6 +83,10 @@ const OF_OTHER_USERS: [Named; 25] = [
     ("fchownat", Some(libc::SYS_fchownat)),
     ("lchown", old::LCHOWN),
     ("lchown32", None),
+];
+
+/// Calls that make a process another user's, which the kernel refuses there too.
+const BECOME_OTHERS: [Named; 18] = [
     ("setgroups", Some(libc::SYS_setgroups)),
     ("setgroups32", None),
     ("setuid", Some(libc::SYS_setuid)),
@@ -135,24 +141,65 @@ const FORBIDDEN: u16 = 1;
 
 /// The calls that concern users whom the container does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum OfOtherUsers {
+pub(super) enum OfOtherUsers<'a> {
     /// The kernel decides.
     Kernel,
     /// They do nothing and succeed.
     Pretended,
+    /// As `Pretended`, but the runtime gives the changes of owners to a listener at this socket.
+    Recorded(&'a Path),
 }
 
-impl OfOtherUsers {
-    fn pretended(self) -> &'static [Named] {
-        match self {
-            Self::Kernel => &[],
-            Self::Pretended => &OF_OTHER_USERS,
+/// A change of an owner, as its arguments say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Chown {
+    /// The descriptor of the file, or of the directory at which the path begins.
+    pub(super) dir: i32,
+    /// The address of the path.
+    pub(super) path: Option<u64>,
+    /// Whether an empty path names `dir`.
+    pub(super) may_be_empty: bool,
+    /// Whether a symlink at the end of the path is followed.
+    pub(super) follows: bool,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+impl Chown {
+    /// Reads the arguments of a system call of this architecture; `None` for another call.
+    pub(super) fn of(call: libc::c_long, arguments: &[u64; 6]) -> Option<Self> {
+        let [a, b, c, d, e, _] = *arguments;
+        let by_path = |follows| Self {
+            dir: libc::AT_FDCWD,
+            path: Some(a),
+            may_be_empty: false,
+            follows,
+            uid: b as u32,
+            gid: c as u32,
+        };
+        match call {
+            _ if Some(call) == old::CHOWN => Some(by_path(true)),
+            _ if Some(call) == old::LCHOWN => Some(by_path(false)),
+            libc::SYS_fchown => Some(Self {
+                dir: a as i32,
+                path: None,
+                ..by_path(true)
+            }),
+            libc::SYS_fchownat => Some(Self {
+                dir: a as i32,
+                path: Some(b),
+                may_be_empty: e as i32 & libc::AT_EMPTY_PATH != 0,
+                follows: e as i32 & libc::AT_SYMLINK_NOFOLLOW == 0,
+                uid: c as u32,
+                gid: d as u32,
+            }),
+            _ => None,
         }
     }
 }
 
 /// Returns the filter as a program for bubblewrap; `None` on architectures for which there is none.
-pub(super) fn program(others: OfOtherUsers) -> Option<Vec<u8>> {
+pub(super) fn program(others: OfOtherUsers<'_>) -> Option<Vec<u8>> {
     let all = |calls: &[Named], errno| -> Vec<Answer> {
         let numbers = calls.iter().filter_map(|(_, number)| *number);
         let answer = |call| Answer {
@@ -169,12 +216,15 @@ pub(super) fn program(others: OfOtherUsers) -> Option<Vec<u8>> {
         bits: Some((0, NAMESPACES as u32)),
         errno: FORBIDDEN,
     });
-    answers.extend(all(others.pretended(), 0));
+    if others != OfOtherUsers::Kernel {
+        answers.extend(all(&BECOME_OTHERS, 0));
+        answers.extend(all(&CHOWN, 0));
+    }
     unionfs::sys::seccomp::program(&answers)
 }
 
 /// Returns the filter for OCI runtimes.
-pub(super) fn filter(others: OfOtherUsers) -> Value {
+pub(super) fn filter(others: OfOtherUsers<'_>) -> Value {
     let names = |calls: &[Named]| -> Vec<&str> { calls.iter().map(|(name, _)| *name).collect() };
     let architectures: &[&str] = match std::env::consts::ARCH {
         "x86_64" => &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
@@ -193,12 +243,64 @@ pub(super) fn filter(others: OfOtherUsers) -> Value {
         json!({"names": names(&REFUSED), "action": "SCMP_ACT_ERRNO", "errnoRet": FORBIDDEN}),
         json!({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": NOT_THERE}),
     ];
-    let pretended = names(others.pretended());
-    let pretended = (!pretended.is_empty())
-        .then(|| json!({"names": pretended, "action": "SCMP_ACT_ERRNO", "errnoRet": 0}));
-    json!({
+    let pretended =
+        |calls: &[Named]| json!({"names": names(calls), "action": "SCMP_ACT_ERRNO", "errnoRet": 0});
+    let of_others = match others {
+        OfOtherUsers::Kernel => vec![],
+        OfOtherUsers::Pretended => vec![pretended(&BECOME_OTHERS), pretended(&CHOWN)],
+        OfOtherUsers::Recorded(_) => vec![
+            pretended(&BECOME_OTHERS),
+            json!({"names": names(&CHOWN), "action": "SCMP_ACT_NOTIFY"}),
+        ],
+    };
+    let mut filter = json!({
         "defaultAction": "SCMP_ACT_ALLOW",
         "architectures": architectures,
-        "syscalls": whole.into_iter().chain(pretended).chain(flags).collect::<Vec<_>>(),
-    })
+        "syscalls": whole.into_iter().chain(of_others).chain(flags).collect::<Vec<_>>(),
+    });
+    if let OfOtherUsers::Recorded(socket) = others {
+        filter["listenerPath"] = json!(socket);
+    }
+    filter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_of_owners_are_read_from_their_arguments() {
+        let arguments = [7, 8, 9, 10, libc::AT_EMPTY_PATH as u64, 0];
+        let of = |call| Chown::of(call, &arguments);
+        let at = of(libc::SYS_fchownat).unwrap();
+        assert_eq!((at.dir, at.path, at.uid, at.gid), (7, Some(8), 9, 10));
+        assert!(at.may_be_empty && at.follows);
+        let fchown = of(libc::SYS_fchown).unwrap();
+        assert_eq!(
+            (fchown.dir, fchown.path, fchown.uid, fchown.gid),
+            (7, None, 8, 9)
+        );
+        if let (Some(chown), Some(lchown)) = (old::CHOWN, old::LCHOWN) {
+            let (chown, lchown) = (of(chown).unwrap(), of(lchown).unwrap());
+            assert_eq!(
+                (chown.dir, chown.path, chown.uid, chown.gid),
+                (libc::AT_FDCWD, Some(7), 8, 9)
+            );
+            assert!(chown.follows && !lchown.follows);
+        }
+        assert_eq!(of(libc::SYS_setuid), None);
+        let none = [
+            0,
+            0,
+            u64::from(u32::MAX),
+            u64::MAX,
+            libc::AT_SYMLINK_NOFOLLOW as u64,
+            0,
+        ];
+        let at = Chown::of(libc::SYS_fchownat, &none).unwrap();
+        assert_eq!(
+            (at.uid, at.gid, at.follows, at.may_be_empty),
+            (u32::MAX, u32::MAX, false, false)
+        );
+    }
 }

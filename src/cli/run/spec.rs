@@ -5,7 +5,8 @@ use std::path::Path;
 use rustix::fs::FileType;
 use serde_json::{Value, json};
 
-use super::{Container, Network, Rights, Terminal, seccomp};
+use super::seccomp::{self, OfOtherUsers};
+use super::{Container, Network, Rights, Terminal};
 
 /// What root of a container may do, as in podman: enough to install packages and serve a port, and no
 /// device nodes.
@@ -51,7 +52,12 @@ pub(super) const READ_ONLY: [&str; 5] = [
 pub(super) const OF_NETWORK: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
 /// Returns the configuration.
-pub(super) fn of(container: &Container, rights: Rights, rootfs: &Path) -> Value {
+pub(super) fn of(
+    container: &Container,
+    rights: Rights,
+    rootfs: &Path,
+    others: OfOtherUsers<'_>,
+) -> Value {
     let wanted = &container.wanted;
     let held: &[&str] = if wanted.uid == 0 { &CAPABILITIES } else { &[] };
     json!({
@@ -85,7 +91,7 @@ pub(super) fn of(container: &Container, rights: Rights, rootfs: &Path) -> Value 
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
             "resources": resources(container, rights),
-            "seccomp": seccomp::filter(container.of_other_users(rights)),
+            "seccomp": seccomp::filter(others),
         },
     })
 }
