@@ -150,10 +150,6 @@ pub struct LowerDir {
 
 /// The meaning of a name in one lower directory.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one at a time, on the stack; a box would be an allocation for each lookup"
-)]
 pub enum Single {
     /// The directory does not have the name.
     Absent,
