@@ -1,6 +1,7 @@
 # Sourced by load/run.sh and push/run.sh: options, the program, the image of the measurement, rounds
 # and medians. The script defines `usage`, which prints its head, `once CONTESTANT`, which runs it and
-# writes a line of figures to $work/CONTESTANT.times, and a function for each contestant.
+# writes a line of figures to $work/CONTESTANT.times, and a function for each contestant. list.sh uses
+# only the program and the medians.
 
 # prepare NAME PACKAGES [OPTIONS OF THE SCRIPT...] : sets program, rounds, work and image, and makes the
 # image of $layers layers, which -l changes.
@@ -18,17 +19,23 @@ prepare() {
         esac
     done
     shift $((OPTIND - 1))
-    program=${1:-}
+    start "$name" "$dir" "${1:-}"
+    # shellcheck disable=SC2086 # names of packages
+    ci/install.sh $packages
+    image=$work/image.tar
+    python3 benches/load/make-image.py "$image" "$mib" "$layers"
+}
+
+# start NAME DIRECTORY PROGRAM : sets program, which is built if PROGRAM is empty, and work, in
+# DIRECTORY or a temporary one.
+start() {
+    program=$3
     if [ -z "$program" ]; then
         cargo build --release --quiet --bin unionfs
         program=$PWD/target/release/unionfs
     fi
-    # shellcheck disable=SC2086 # names of packages
-    ci/install.sh $packages
-    work=$(mktemp -d "${dir:-${TMPDIR:-/tmp}}/bench-$name.XXXXXX")
+    work=$(mktemp -d "${2:-${TMPDIR:-/tmp}}/bench-$1.XXXXXX")
     trap finish EXIT
-    image=$work/image.tar
-    python3 benches/load/make-image.py "$image" "$mib" "$layers"
 }
 
 # finish : removes the directory of the measurement.

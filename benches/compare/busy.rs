@@ -106,19 +106,41 @@ pub(crate) fn spin() -> ! {
     std::process::exit(0)
 }
 
-/// Times of the last measurement, sorted, for the rows that follow it.
-static LAST: Mutex<Vec<Duration>> = Mutex::new(Vec::new());
+/// The last measurement, of which several rows get a percentile each.
+struct Measured {
+    spinners: usize,
+    way: Way,
+    /// Sorted.
+    times: Vec<Duration>,
+    /// The percentiles that rows have got.
+    given: Vec<u32>,
+}
 
-/// Measures for the row p50. Other rows get their percentile of what was measured last.
+static LAST: Mutex<Option<Measured>> = Mutex::new(None);
+
+/// Measures, unless the last measurement was of the same and this percentile of it was not given yet.
 fn latency(bed: &Bed<'_>, spinners: usize, way: Way, percent: u32) -> Outcome {
     let mut last = LAST
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    if percent == 50 || last.is_empty() {
-        last.clear();
-        *last = measure(bed, spinners, way).map_err(|e| e.to_string())?;
-    }
-    Ok(Sample::time(percentile(&last, f64::from(percent) / 100.0)))
+    let known = last.take().filter(|last| {
+        (last.spinners, last.way) == (spinners, way) && !last.given.contains(&percent)
+    });
+    let measured = match known {
+        Some(known) => known,
+        None => Measured {
+            spinners,
+            way,
+            times: measure(bed, spinners, way).map_err(|e| e.to_string())?,
+            given: Vec::new(),
+        },
+    };
+    let measured = last.insert(measured);
+    measured.given.push(percent);
+    Ok(Sample::time(percentile(
+        &measured.times,
+        f64::from(percent) / 100.0,
+    )))
 }
 
 fn measure(bed: &Bed<'_>, spinners: usize, way: Way) -> std::io::Result<Vec<Duration>> {

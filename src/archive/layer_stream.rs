@@ -26,15 +26,11 @@ impl<'a> LayerEntry<'a> {
     /// # Errors
     /// [`Error::Missing`]; an error for another size than the archive declares.
     pub(super) fn open(source: &'a Source, blob: &'a LayerBlob) -> Result<Self> {
-        let shown = || excerpt(blob.path.as_bytes());
-        let entry = source.open_entry(&blob.path)?;
-        let entry = entry.ok_or_else(|| Error::Missing {
-            archive: source.name().to_owned(),
-            entry: shown(),
-        })?;
+        let entry = source.required_section(&blob.path)?;
         if let Some(declared) = blob.size.filter(|declared| *declared != entry.len()) {
             let what = format!("{} bytes, not the {declared} declared", entry.len());
-            return Err(Error::entry(source.name(), &shown(), what));
+            let shown = excerpt(blob.path.as_bytes());
+            return Err(Error::entry(source.name(), &shown, what));
         }
         Ok(Self {
             source,

@@ -296,10 +296,15 @@ impl Source {
         }))
     }
 
+    /// Opens an entry that must exist.
+    pub(super) fn required_section(&self, path: &str) -> Result<Section> {
+        self.open_entry(path)?.ok_or_else(|| self.missing(path))
+    }
+
     /// Opens an entry, which must exist, for a copy of its bytes.
     #[cfg(feature = "registry")]
     pub(crate) fn reader(&self, path: &str) -> Result<impl Read + use<>> {
-        self.open_entry(path)?.ok_or_else(|| self.missing(path))
+        self.required_section(path)
     }
 
     /// Reads a small entry, which must exist.

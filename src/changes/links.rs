@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::{Error, Result};
 use crate::layer::UpperSpec;
 use crate::layer::at::At;
-use crate::layer::lower::read_dir;
+use crate::layer::lower::read_names;
 use crate::layer::markers::Markers;
 
 /// Whether names that the upper does not have may show files of the upper. Only the image knows
@@ -27,7 +27,7 @@ pub(super) fn reach_below(upper: &UpperSpec) -> Result<bool> {
         Err(e) => return Err(fail(e)),
     };
     let mut names = Vec::new();
-    read_dir(&index, |entry| names.push(Box::<[u8]>::from(entry.name))).map_err(fail)?;
+    read_names(&index, &mut names).map_err(fail)?;
     for name in names {
         let at = At::new(index.as_fd(), &name);
         let nlink = Markers::read(at, upper.layer.dialect).map_err(fail)?.nlink;

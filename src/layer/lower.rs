@@ -475,6 +475,14 @@ pub fn has_opaque_file(dir: impl AsFd) -> Result<bool, Errno> {
     }
 }
 
+/// Adds the names in a directory to `names`.
+///
+/// # Errors
+/// As [`read_dir`]; the names before the error are added.
+pub fn read_names(dir: &OwnedFd, names: &mut Vec<Box<[u8]>>) -> Result<(), Errno> {
+    read_dir(dir, |entry| names.push(entry.name.into()))
+}
+
 /// Reads a whole directory, given any descriptor of it. Its access time stays the same where that
 /// is allowed (EPERM: it belongs to another user).
 ///

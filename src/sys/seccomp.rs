@@ -13,15 +13,7 @@ mod program;
 
 /// The number of this architecture in filters (`AUDIT_ARCH_*` of linux/audit.h), if it is known
 /// here.
-pub const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
-    Some(0xc000_003e)
-} else if cfg!(target_arch = "aarch64") {
-    Some(0xc000_00b7)
-} else if cfg!(target_arch = "riscv64") {
-    Some(0xc000_00f3)
-} else {
-    None
-};
+pub const ARCHITECTURE: Option<u32> = program::NATIVE;
 
 /// A system call in a list of allowed or refused calls.
 #[derive(Clone, Copy, Debug)]
@@ -84,9 +76,8 @@ pub fn program(answers: &[Answer]) -> Option<Vec<u8>> {
         (end, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
     ];
     if std::env::consts::ARCH == "x86_64" {
-        // x32: the same calls under other numbers (__X32_SYSCALL_BIT).
         steps.push((load, 0, 0, number));
-        steps.push((at_least, 0, 1, 0x4000_0000));
+        steps.push((at_least, 0, 1, program::X32));
         steps.push((end, 0, 0, errno(libc::ENOSYS as u16)));
     }
     for answer in answers {

@@ -195,8 +195,7 @@ fn list_upper(
             if wh_names && let Some(name) = raw.name.strip_prefix(WH_PREFIX) {
                 names.hide(gather, name);
             } else {
-                let ino = plain.then(|| numbers.number_of(dev, raw.ino));
-                names.add(gather, raw.name, (raw.kind, ino));
+                names.add(gather, raw.name, (raw.kind, raw.ino));
             }
         })?;
         // A copy-up may have marked the directory meanwhile.
@@ -208,7 +207,7 @@ fn list_upper(
         Ok(LayerEntry {
             name,
             kind,
-            ino,
+            ino: plain.then(|| numbers.number_of(dev, ino)),
             id: None,
             whiteout: false,
         })

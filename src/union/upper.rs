@@ -21,7 +21,7 @@ use super::types::FileKind;
 use super::upper_lock::{self, LockFiles};
 use crate::layer::at::{At, Stat};
 use crate::layer::fds::with_spare;
-use crate::layer::lower::{Layer, read_dir};
+use crate::layer::lower::{Layer, read_dir, read_names};
 use crate::layer::markers::{Marker, Markers, WH_PREFIX, Writer};
 use crate::layer::{Records, UpperSpec};
 use crate::sys::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -650,7 +650,7 @@ fn open_staging(base: BorrowedFd<'_>, own: Owner) -> Result<OwnedFd, Errno> {
     }
     let staging = held.open(OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
     let mut left = Vec::new();
-    read_dir(&staging, |entry| left.push(Box::<[u8]>::from(entry.name)))?;
+    read_names(&staging, &mut left)?;
     // The work directory's owner may have moved another user's directory here.
     if At::fd(base).stat()?.uid != own.uid {
         left.retain(|name| name.starts_with(STAGED));
@@ -682,9 +682,9 @@ fn discard(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     }
     let held = at.hold_dir()?;
     let mut names = Vec::new();
-    if let Err(Errno::ACCESS) = read_dir(&held, |entry| names.push(Box::<[u8]>::from(entry.name))) {
+    if let Err(Errno::ACCESS) = read_names(&held, &mut names) {
         At::fd(held.as_fd()).chmod(0o700)?;
-        read_dir(&held, |entry| names.push(Box::<[u8]>::from(entry.name)))?;
+        read_names(&held, &mut names)?;
     }
     for name in names {
         let entry = At::new(held.as_fd(), &name);

@@ -11,8 +11,14 @@ use testkit::need::has_tools;
 use testkit::{need, need_mounts, program};
 
 const TREE: &str = include_str!("owners/tree.sh");
-const IDMAPPED: &str = include_str!("owners/idmapped.py");
-const NSPAWN: &str = include_str!("owners/nspawn.py");
+const IDMAPPED: &str = concat!(
+    include_str!("owners/mapped_tree.py"),
+    include_str!("owners/idmapped.py")
+);
+const NSPAWN: &str = concat!(
+    include_str!("owners/mapped_tree.py"),
+    include_str!("owners/nspawn.py")
+);
 const OPERATIONS: &str = include_str!("owners/operations.py");
 const MAPPED: &str = "uidmapping=0:1000:10,gidmapping=0:2000:10";
 const USERS: &str = "0 1000 10";

@@ -80,7 +80,7 @@ const ARGUMENTS: u32 = 16;
 
 /// The value of `seccomp_data.arch` for calls of this program (linux/audit.h). The lower half of an
 /// argument comes first on these architectures.
-const NATIVE: Option<u32> = if cfg!(target_arch = "x86_64") {
+pub(super) const NATIVE: Option<u32> = if cfg!(target_arch = "x86_64") {
     Some(0xc000_003e)
 } else if cfg!(target_arch = "aarch64") {
     Some(0xc000_00b7)
@@ -92,7 +92,7 @@ const NATIVE: Option<u32> = if cfg!(target_arch = "x86_64") {
 
 /// The bit of numbers of the x32 ABI (Linux' arch/x86/include/uapi/asm/unistd.h). It has the same
 /// `seccomp_data.arch`, and the same calls under other numbers.
-const X32: u32 = 0x4000_0000;
+pub(super) const X32: u32 = 0x4000_0000;
 
 /// Codes of instructions (linux/bpf_common.h, linux/filter.h).
 const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
