@@ -48,7 +48,8 @@ bench-diff OLD NEW:
 
 # the messages of untar, cp, git, dpkg, npm and rm, beside those that Linux forces (root)
 messages *ARGS:
-    ci/install.sh git npm python3 strace
+    ci/install.sh git python3 strace
+    command -v npm >/dev/null || ci/install.sh npm
     cargo build --release
     benches/messages.py "${CARGO_TARGET_DIR:-target}/release/unionfs" {{ARGS}}
 
@@ -60,9 +61,17 @@ bench-load *ARGS:
 bench-push *ARGS:
     benches/push/run.sh {{ARGS}}
 
+# how long `unionfs pull` takes, beside skopeo with tar and podman (root)
+bench-pull *ARGS:
+    benches/pull/run.sh {{ARGS}}
+
 # `unionfs images` of a store of 1,000 images
 bench-list *ARGS:
     benches/list.sh {{ARGS}}
+
+# how long a mount takes from containerd's store of 100 images, beside Docker's layout (root)
+bench-containerd *ARGS:
+    benches/containerd.sh {{ARGS}}
 
 # the parts of the core and of the store by themselves (criterion)
 bench-parts *ARGS:

@@ -1,7 +1,7 @@
-# Sourced by load/run.sh and push/run.sh: options, the program, the image of the measurement, rounds
+# Sourced by load/run.sh, push/run.sh and pull/run.sh: options, the program, the image of the measurement, rounds
 # and medians. The script defines `usage`, which prints its head, `once CONTESTANT`, which runs it and
-# writes a line of figures to $work/CONTESTANT.times, and a function for each contestant. list.sh uses
-# only the program and the medians.
+# writes a line of figures to $work/CONTESTANT.times, and a function for each contestant. list.sh and
+# containerd.sh use only the program, the rounds and the medians.
 
 # prepare NAME PACKAGES [OPTIONS OF THE SCRIPT...] : sets program, rounds, work and image, and makes the
 # image of $layers layers, which -l changes.
@@ -36,6 +36,16 @@ start() {
     fi
     work=$(mktemp -d "${2:-${TMPDIR:-/tmp}}/bench-$1.XXXXXX")
     trap finish EXIT
+}
+
+# skopeo_untar SOURCE : copies an image to a directory and unpacks its layers, as a contestant.
+skopeo_untar() {
+    skopeo copy -q --src-tls-verify=false "$1" "dir:$work/out"
+    local layer at=0
+    for layer in $(jq -r '.layers[].digest' "$work/out/manifest.json"); do
+        mkdir "$work/out/$((at += 1))"
+        tar -xf "$work/out/${layer#sha256:}" -C "$work/out/$at"
+    done
 }
 
 # finish : removes the directory of the measurement.

@@ -91,7 +91,8 @@ struct Args {
     /// Rounds; every subject runs every workload once in each
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// No further round that would end later than this many minutes after the start of the first
+    /// No further round that would end later than this many minutes after the start of the first;
+    /// the rows that take long come after the rounds
     #[arg(long)]
     minutes: Option<u64>,
     /// Make the root file system and the images, which later runs use, and end
@@ -212,40 +213,50 @@ fn measure(args: &Args) -> Option<Report> {
         metadata::LAST,
     ];
     let workloads: Vec<Workload> = parts.concat();
-    let mut progress = Progress::new(rounds * subjects.len(), args.verbose);
+    let once = subjects.iter().filter(|subject| subject.is_once()).count();
+    let long = subjects.iter().filter(|subject| subject.takes_long_rows());
+    let turns = rounds * (subjects.len() - once) + once + long.count();
+    let mut progress = Progress::new(turns, args.verbose);
     std::fs::create_dir_all(&args.out).unwrap();
+    let turn = |subject, report: &mut Report, progress: &mut Progress, part: &dyn Fn(&mut Turn)| {
+        let layers = &layers;
+        part(&mut Turn {
+            args,
+            layers,
+            subject,
+            report,
+            progress,
+        });
+    };
     for round in 0..rounds {
         report.begin(round + 1);
+        progress.round_begins();
         for index in order(subjects.len(), round) {
             let subject = &subjects[index];
             if round > 0 && subject.is_once() {
-                progress.turn_skipped();
                 continue;
             }
-            let mut turn = Turn {
-                args,
-                layers: &layers,
-                subject,
-                report: &mut report,
-                progress: &mut progress,
-            };
-            turn.part("4 layers", |turn| turn.on_the_stack(&workloads));
-            if round == 0 || !subject.is_slow() {
-                turn.part("other numbers of layers", Turn::over_depths);
-            }
-            if round == 0 {
-                turn.part("a million files", Turn::on_a_million);
-            }
-            progress.turn_done(round + 1, &subject.name);
+            turn(subject, &mut report, &mut progress, &|turn| {
+                turn.part("4 layers", |turn| turn.on_the_stack(&workloads));
+            });
+            let what = format!("round {}: {}", round + 1, subject.name);
+            progress.turn_done(&what, !subject.is_once());
         }
         report.rounds = round + 1;
-        if args
-            .minutes
-            .is_some_and(|m| progress.would_exceed(report.rounds, m))
-        {
+        let left = rounds - report.rounds;
+        if left > 0 && args.minutes.is_some_and(|m| progress.would_exceed(m)) {
             eprintln!("another round would take too long");
+            progress.turns_skipped(left * (subjects.len() - once));
             break;
         }
+    }
+    // Last, so that a run that is ended early has all rows that count.
+    for subject in subjects.iter().filter(|s| s.takes_long_rows()) {
+        turn(subject, &mut report, &mut progress, &|turn| {
+            turn.part("other numbers of layers", Turn::over_depths);
+            turn.part("a million files", Turn::on_a_million);
+        });
+        progress.turn_done(&format!("long rows: {}", subject.name), false);
     }
     report.end();
     Some(report)
@@ -368,9 +379,6 @@ impl Turn<'_> {
 
     /// Measures the walks again over other numbers of layers, which contain the same files.
     fn over_depths(&mut self) {
-        if !self.subject.takes_long_rows() {
-            return;
-        }
         for depth in DEPTHS {
             let named = metadata::DEPTH.iter().map(|w| (w, over(w, depth)));
             let rows: Vec<_> = named
@@ -386,11 +394,11 @@ impl Turn<'_> {
         }
     }
 
-    /// Measures the rows on an image of a million files, which take too long for every round.
+    /// Measures the rows on an image of a million files.
     fn on_a_million(&mut self) {
         let takes = |w: &Workload| wanted(self.args, w.name) && self.subject.takes(w);
         let any = footprint::MILLION.iter().any(takes);
-        if !any || !self.subject.takes_long_rows() || self.layers.stack(MILLION).is_none() {
+        if !any || self.layers.stack(MILLION).is_none() {
             return;
         }
         let mut bed = Bed::new(self.layers, self.subject, MILLION);

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Minutes of a full run: one round, and what is measured only once. On two CPUs with a disk of
-/// 300 MB/s.
-const MINUTES: (u64, u64) = (7, 2);
+/// Minutes of a full run: one round, and what is measured only once. On two CPUs.
+const MINUTES: (u64, u64) = (17, 40);
 /// Minutes that the images of a first run take.
 const IMAGES: u64 = 10;
 
@@ -27,6 +26,8 @@ pub(crate) struct Progress {
     start: Instant,
     last: Instant,
     turn: Instant,
+    /// The time of the turns of this round that each round has.
+    repeated: Duration,
     done: usize,
     all: usize,
     verbose: bool,
@@ -40,6 +41,7 @@ impl Progress {
             start: now,
             last: now,
             turn: now,
+            repeated: Duration::ZERO,
             done: 0,
             all,
             verbose,
@@ -54,26 +56,35 @@ impl Progress {
         self.last = Instant::now();
     }
 
-    /// Whether a round more, after so many `rounds`, would end later than `minutes` after the start.
-    pub(crate) fn would_exceed(&self, rounds: usize, minutes: u64) -> bool {
-        let next = self.start.elapsed() * (rounds as u32 + 1) / rounds as u32;
-        next > Duration::from_secs(minutes * 60)
+    /// Notes that a round begins.
+    pub(crate) fn round_begins(&mut self) {
+        self.repeated = Duration::ZERO;
     }
 
-    /// Notes that there is a turn less to do.
-    pub(crate) fn turn_skipped(&mut self) {
-        self.all -= 1;
+    /// Whether a round more would end later than `minutes` after the start.
+    pub(crate) fn would_exceed(&self, minutes: u64) -> bool {
+        self.start.elapsed() + self.repeated > Duration::from_secs(minutes * 60)
     }
 
-    /// Says how long a turn took, and how long the rest will take if the turns are alike.
-    pub(crate) fn turn_done(&mut self, round: usize, subject: &str) {
+    /// Notes that there are fewer turns to do.
+    pub(crate) fn turns_skipped(&mut self, turns: usize) {
+        self.all -= turns;
+    }
+
+    /// Says how long a turn took, and how long the rest will take if the turns are alike. `again`:
+    /// each round has this turn.
+    pub(crate) fn turn_done(&mut self, what: &str, again: bool) {
         self.done += 1;
+        let took = self.turn.elapsed();
+        if again {
+            self.repeated += took;
+        }
         let left = self.start.elapsed() * (self.all - self.done) as u32 / self.done as u32;
         eprintln!(
-            "round {round}, {} of {} turns: {subject}, {} s; {} so far, about {} left",
+            "{what}, {} s, {} of {} turns; {} so far, about {} left",
+            took.as_secs(),
             self.done,
             self.all,
-            self.turn.elapsed().as_secs(),
             minutes(self.start.elapsed()),
             minutes(left),
         );

@@ -81,11 +81,6 @@ impl Subject {
         self.once
     }
 
-    /// Whether its rows on many layers take so long that they are measured once.
-    pub(crate) fn is_slow(&self) -> bool {
-        matches!(self.how, How::Overlay(Fs::Program(_)))
-    }
-
     /// Describes it for the report.
     pub(crate) fn column(&self) -> Column {
         let more = |options: &str| match options {

@@ -16,13 +16,8 @@ prepare load "skopeo podman python3 jq" "$@"
 unionfs() {
     "$program" --store "$work/out" load -q -i "$image"
 }
-skopeo_untar() {
-    skopeo copy -q "docker-archive:$image" "dir:$work/out"
-    local layer at=0
-    for layer in $(jq -r '.layers[].digest' "$work/out/manifest.json"); do
-        mkdir "$work/out/$((at += 1))"
-        tar -xf "$work/out/${layer#sha256:}" -C "$work/out/$at"
-    done
+skopeo_load() {
+    skopeo_untar "docker-archive:$image"
 }
 podman_load() {
     podman --root "$work/out" --runroot "$work/run" --storage-driver overlay load -q -i "$image"
@@ -38,7 +33,7 @@ once() {
     rm -rf "$work/out" "$work/run"
 }
 
-contestants=(unionfs skopeo_untar podman_load)
+contestants=(unionfs skopeo_load podman_load)
 alternate "${contestants[@]}"
 for contestant in "${contestants[@]}"; do
     printf '%-13s %6s s, CPU %s s user, %s s system\n' "$contestant" \

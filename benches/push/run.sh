@@ -8,13 +8,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . benches/images.sh
+. benches/registry.sh
 usage() { sed -n '2,7p' benches/push/run.sh >&2; }
-registry=
-finish() {
-    [ -z "$registry" ] || kill "$registry"
-    umount "$work/podman/overlay" 2>/dev/null || true
-    rm -rf "$work"
-}
 layers=8
 prepare push "podman python3 docker-registry" "$@"
 
@@ -25,15 +20,8 @@ theirs=(podman --root "$work/podman" --runroot "$work/run" --storage-driver over
 "${theirs[@]}" load -q -i "$image" >/dev/null
 rm "$image"
 
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-to=127.0.0.1:$port/bench:1
-cat >"$work/registry.yml" <<END
-version: 0.1
-log: {level: error, accesslog: {disabled: true}}
-storage: {filesystem: {rootdirectory: "$work/registry"}}
-http: {addr: "127.0.0.1:$port", secret: bench}
-END
-
+configure_registry
+to=127.0.0.1:$registry_port/bench:1
 unionfs_gzip() { "${ours[@]}" push -q bench-load:1 "$to"; }
 unionfs_zstd() { "${ours[@]}" push -q --compression zstd bench-load:1 "$to"; }
 podman_gzip() { "${theirs[@]}" push -q --tls-verify=false bench-load:1 "$to"; }
@@ -41,17 +29,11 @@ podman_zstd() { "${theirs[@]}" push -q --tls-verify=false --compression-format z
 
 # once CONTESTANT : runs it with an empty registry, and records its times.
 once() {
-    docker-registry serve "$work/registry.yml" >/dev/null 2>&1 &
-    registry=$!
-    until python3 -c "import socket; socket.create_connection(('127.0.0.1', $port))" 2>/dev/null; do
-        sleep 0.05
-    done
+    serve
     sync
     { time "$1" >/dev/null; } 2>"$work/time"
     cat "$work/time" >&2
-    kill "$registry"
-    wait "$registry" || true
-    registry=
+    stop_serving
     echo "$(tail -n 1 "$work/time") $(du -sb "$work/registry" | cut -f1)" >>"$work/$1.times"
     rm -rf "$work/registry"
 }

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
@@ -112,6 +112,21 @@ impl ConfinedDir {
         full.strip_prefix(&self.path).ok()
     }
 
+    /// Opens a directory below the root as a root of its own; `None` if it does not exist. Several
+    /// files in one directory are read faster through it.
+    pub(crate) fn below(&self, relative: impl AsRef<Path>) -> Result<Option<Self>> {
+        let relative = relative.as_ref();
+        match self.open_at(relative, OFlags::PATH | OFlags::DIRECTORY) {
+            Ok(fd) => Ok(Some(Self {
+                path: self.full(relative),
+                fd,
+                links: Mutex::new(None),
+            })),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(self.error("open", relative, errno)),
+        }
+    }
+
     /// Opens a regular file for reading; `None` if it does not exist.
     pub(crate) fn file(&self, relative: impl AsRef<Path>) -> Result<Option<File>> {
         Ok(self.sized(relative.as_ref())?.map(|(file, _)| file))
@@ -123,11 +138,12 @@ impl ConfinedDir {
             path: self.full(relative),
         };
         // The type is checked before the file is opened, because opening a device may have side
-        // effects. The check uses a descriptor: a path could lead through symlinks of the store's
-        // owner.
-        let look = self.open_at(relative, OFlags::PATH | OFlags::NOFOLLOW);
-        if look.is_ok_and(|found| is_node(&found)) {
-            return Err(not_a_file());
+        // effects.
+        match self.look_kind(relative) {
+            Ok(kind) if is_node(kind) => return Err(not_a_file()),
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            // The open has the reason.
+            Ok(_) | Err(_) => {}
         }
         // NONBLOCK: if the file has become a FIFO meanwhile, the open must not hang.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -146,6 +162,18 @@ impl ConfinedDir {
             }
             _ => Err(not_a_file()),
         }
+    }
+
+    /// Returns the type of a file, which is not followed if it is a symlink.
+    fn look_kind(&self, relative: &Path) -> std::result::Result<FileType, Errno> {
+        // A longer path could lead through symlinks of the store's owner: it needs a descriptor.
+        if is_name(relative) {
+            let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+            let stat = rustix::fs::statat(&self.fd, relative, flags)?;
+            return Ok(FileType::from_raw_mode(stat.st_mode));
+        }
+        let found = self.open_at(relative, OFlags::PATH | OFlags::NOFOLLOW)?;
+        Ok(FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode))
     }
 
     /// Reads a regular file of at most `limit` bytes; `None` if it does not exist.
@@ -255,11 +283,16 @@ impl ConfinedDir {
     }
 }
 
-/// Whether the file is a device or a FIFO.
-fn is_node(found: &OwnedFd) -> bool {
+/// Whether a file of that type is a device or a FIFO.
+fn is_node(kind: FileType) -> bool {
     use FileType::{BlockDevice, CharacterDevice, Fifo};
-    let kind = walk::kind(found);
-    matches!(kind, Some(CharacterDevice | BlockDevice | Fifo))
+    matches!(kind, CharacterDevice | BlockDevice | Fifo)
+}
+
+/// Whether the path is one plain name.
+fn is_name(path: &Path) -> bool {
+    let mut parts = path.components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(name)), None) if name == path.as_os_str())
 }
 
 /// Reads a file of `size` bytes; if the file has grown since, up to `limit` bytes and one more. If
@@ -298,6 +331,39 @@ mod tests {
         assert!(root.is_mount_root("proc"));
         assert!(!root.is_mount_root("proc/sys"));
         assert!(!root.is_mount_root("no/such/directory"));
+    }
+
+    #[test]
+    fn a_directory_below_the_root_confines_as_the_root_does() {
+        let temp = tempfile::tempdir().unwrap();
+        let inside = temp.path().join("a/b");
+        std::fs::create_dir_all(&inside).unwrap();
+        std::fs::write(inside.join("file"), "text").unwrap();
+        std::fs::write(temp.path().join("outside"), "secret").unwrap();
+        for (target, name) in [("../../outside", "up"), ("file", "link")] {
+            std::os::unix::fs::symlink(target, inside.join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink("b", temp.path().join("a/alias")).unwrap();
+        let mode = Mode::from_bits_retain(0o600);
+        let fifo = inside.join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, fifo, FileType::Fifo, mode, 0).unwrap();
+        let root = ConfinedDir::open(temp.path()).unwrap();
+        let below = root.below("a/b").unwrap().unwrap();
+        assert_eq!(below.path(), root.full("a/b"));
+        assert_eq!(below.read("file", SMALL).unwrap().unwrap(), b"text");
+        assert!(below.read("none", SMALL).unwrap().is_none());
+        assert!(below.read("file/none", SMALL).unwrap().is_none());
+        for link in ["up", "link", "../../outside", ".."] {
+            let error = below.read(link, SMALL).unwrap_err();
+            assert!(matches!(error, Error::Symlink { .. }), "{link}: {error:?}");
+        }
+        for name in ["fifo", "."] {
+            let error = below.read(name, SMALL).unwrap_err();
+            assert!(matches!(error, Error::NotAFile { .. }), "{name}: {error:?}");
+        }
+        assert!(matches!(root.below("a/alias"), Err(Error::Symlink { .. })));
+        assert!(root.below("a/none").unwrap().is_none());
+        assert!(root.below("a/b/file").unwrap().is_none());
     }
 
     #[test]

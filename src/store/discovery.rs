@@ -238,31 +238,24 @@ pub(super) fn open_with(path: &Path, known: &Known) -> Result<Vec<Store>> {
             (None, _) => None,
         };
         match driver {
-            Some(driver) => stores.push(Store {
-                root: root.clone(),
-                driver,
-                records: None,
-            }),
+            Some(driver) => stores.push(Store::new(root.clone(), driver, None)),
             None => unknown = Some(name),
         }
     }
     for name in drivers::PODMAN {
         if let Some(records) = containers_storage::Records::open(&root, name, &known.run_lists)? {
-            stores.extend(drivers::of_podman(&root, name, owner)?.map(|driver| Store {
-                root: root.clone(),
-                driver,
-                records: Some(Records::Podman(records)),
-            }));
+            let driver = drivers::of_podman(&root, name, owner)?;
+            let records = Some(Records::Podman(records));
+            stores.extend(driver.map(|driver| Store::new(root.clone(), driver, records)));
         }
     }
     stores.sort_by_key(|store| drivers::NAMES.iter().position(|n| *n == store.driver()));
     stores.extend(
         containerd::open(&root, known.namespace.as_deref())?
             .into_iter()
-            .map(|found| Store {
-                root: root.clone(),
-                driver: drivers::of_containerd(found.name, owner),
-                records: Some(Records::Containerd(found)),
+            .map(|found| {
+                let driver = drivers::of_containerd(found.name, owner);
+                Store::new(root.clone(), driver, Some(Records::Containerd(found)))
             }),
     );
     match (stores.is_empty(), unknown) {

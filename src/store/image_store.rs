@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::Name;
 use super::confined_dir::ConfinedDir;
@@ -25,6 +25,8 @@ pub struct Store {
     pub(crate) driver: Box<dyn Driver>,
     /// The records of podman's or containerd's store; `None` if the store has Docker's files.
     pub(crate) records: Option<Records>,
+    /// What [`Self::engine`] found.
+    engine: OnceLock<&'static str>,
 }
 
 /// A layer that was resolved before, for stacks that share it.
@@ -38,6 +40,20 @@ pub(crate) struct Resolved {
 pub(crate) type Cache = HashMap<Digest, Arc<Resolved>>;
 
 impl Store {
+    pub(crate) fn new(
+        root: Arc<ConfinedDir>,
+        driver: Box<dyn Driver>,
+        records: Option<Records>,
+    ) -> Self {
+        let engine = OnceLock::new();
+        Self {
+            root,
+            driver,
+            records,
+            engine,
+        }
+    }
+
     /// Returns the store's root directory.
     pub fn root(&self) -> &Path {
         self.root.path()
@@ -48,14 +64,15 @@ impl Store {
         self.records.is_none() && writable::is_ours(&self.root)
     }
 
-    /// Returns the engine whose store it is: unionfs, docker, podman or containerd.
+    /// Returns the engine whose store it is: unionfs, docker, podman or containerd. The store is
+    /// looked at once.
     pub fn engine(&self) -> &'static str {
-        match &self.records {
+        self.engine.get_or_init(|| match &self.records {
             Some(Records::Podman(_)) => "podman",
             Some(Records::Containerd(_)) => "containerd",
             None if writable::is_ours(&self.root) => "unionfs",
             None => "docker",
-        }
+        })
     }
 
     /// Returns the storage driver's name.

@@ -55,14 +55,14 @@ impl ImageDb<'_> {
     /// Returns Docker's metadata of an image.
     pub(crate) fn metadata(&self, id: &Digest) -> Result<Metadata> {
         let dir = self.dir.join("metadata/sha256").join(id.hex());
-        let parent = dir.join("parent");
-        let parent = match self.root.read(&parent, SMALL)? {
-            None => None,
-            Some(bytes) => Some(digest(&self.root.full(parent), &bytes)?),
+        let Some(files) = self.root.below(dir)? else {
+            return Ok(Metadata::default());
         };
-        let last_updated = self.root.read(dir.join("lastUpdated"), SMALL)?;
+        let parent = files.read("parent", SMALL)?;
+        let parent = parent.map(|bytes| digest(&files.full("parent"), &bytes));
+        let last_updated = files.read("lastUpdated", SMALL)?;
         Ok(Metadata {
-            parent,
+            parent: parent.transpose()?,
             last_updated: last_updated
                 .map(|bytes| String::from_utf8_lossy(bytes.trim_ascii()).into_owned()),
         })

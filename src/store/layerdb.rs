@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
@@ -87,56 +87,32 @@ impl LayerDb<'_> {
         self.dir.join("sha256").join(chain.hex())
     }
 
-    fn optional(&self, path: &Path) -> Result<Option<Vec<u8>>> {
-        self.root.read(path, SMALL)
-    }
-
-    fn required(&self, chain: &Digest, path: &Path) -> Result<Vec<u8>> {
-        self.optional(path)?.ok_or_else(|| Error::LayerMissing {
-            chain: *chain,
-            path: self.root.full(path),
-        })
-    }
-
-    fn digest(&self, path: &Path, bytes: &[u8]) -> Result<Digest> {
-        imagedb::digest(&self.root.full(path), bytes)
-    }
-
-    fn cache_id(&self, path: &Path, bytes: &[u8]) -> Result<CacheId> {
-        CacheId::parse(bytes.trim_ascii()).ok_or_else(|| Error::BadCacheId {
-            path: self.root.full(path),
-            found: excerpt(bytes),
-        })
-    }
-
     /// Reads the record of one layer, without checking it against its chain.
     pub(crate) fn record(&self, chain: &Digest) -> Result<Record> {
         let dir = self.layer(chain);
-        let file = dir.join("diff");
-        let diff_id = self.digest(&file, &self.required(chain, &file)?)?;
-        let file = dir.join("cache-id");
-        let cache_id = self.cache_id(&file, &self.required(chain, &file)?)?;
-        let file = dir.join("size");
-        let size = self.size(&file, &self.required(chain, &file)?)?;
-        let file = dir.join("parent");
-        let parent = self.optional(&file)?;
+        let missing = |path| Error::LayerMissing {
+            chain: *chain,
+            path,
+        };
+        let Some(files) = self.root.below(&dir)? else {
+            return Err(missing(self.root.full(dir.join("diff"))));
+        };
+        let required = |name: &str| {
+            let bytes = files.read(name, SMALL)?;
+            bytes.ok_or_else(|| missing(files.full(name)))
+        };
+        let diff_id = digest(&files, "diff", &required("diff")?)?;
+        let cache_id = cache_id(&files, "cache-id", &required("cache-id")?)?;
+        let size = size(&files, "size", &required("size")?)?;
+        let parent = files.read("parent", SMALL)?;
+        let parent = parent.map(|bytes| digest(&files, "parent", &bytes));
         Ok(Record {
             chain_id: *chain,
             diff_id,
-            parent: parent.map(|b| self.digest(&file, &b)).transpose()?,
+            parent: parent.transpose()?,
             cache_id,
             size,
         })
-    }
-
-    fn size(&self, path: &Path, bytes: &[u8]) -> Result<u64> {
-        let text = std::str::from_utf8(bytes.trim_ascii()).ok();
-        text.and_then(|text| text.parse().ok())
-            .ok_or_else(|| Error::Malformed {
-                path: self.root.full(path),
-                found: excerpt(bytes),
-                expected: "a size in bytes",
-            })
     }
 
     /// Reads a layer's record and checks it: its diff ID is the expected one, its parent is the
@@ -212,22 +188,44 @@ impl LayerDb<'_> {
     /// Returns a container's read-write layer; `None` if there is no such container.
     pub(crate) fn mount(&self, container: &CacheId) -> Result<Option<Mount>> {
         let dir = self.dir.join("mounts").join(container.as_str());
-        let file = dir.join("mount-id");
-        let Some(bytes) = self.optional(&file)? else {
+        let Some(files) = self.root.below(dir)? else {
             return Ok(None);
         };
-        let mount_id = self.cache_id(&file, &bytes)?;
-        let file = dir.join("init-id");
-        let init = self.optional(&file)?;
-        let init_id = init.map(|b| self.cache_id(&file, &b)).transpose()?;
-        let file = dir.join("parent");
-        let parent = self.optional(&file)?;
+        let Some(bytes) = files.read("mount-id", SMALL)? else {
+            return Ok(None);
+        };
+        let mount_id = cache_id(&files, "mount-id", &bytes)?;
+        let init = files.read("init-id", SMALL)?;
+        let init = init.map(|bytes| cache_id(&files, "init-id", &bytes));
+        let parent = files.read("parent", SMALL)?;
+        let parent = parent.map(|bytes| digest(&files, "parent", &bytes));
         Ok(Some(Mount {
             mount_id,
-            init_id,
-            parent: parent.map(|b| self.digest(&file, &b)).transpose()?,
+            init_id: init.transpose()?,
+            parent: parent.transpose()?,
         }))
     }
+}
+
+fn digest(files: &ConfinedDir, name: &str, bytes: &[u8]) -> Result<Digest> {
+    imagedb::digest(&files.full(name), bytes)
+}
+
+fn cache_id(files: &ConfinedDir, name: &str, bytes: &[u8]) -> Result<CacheId> {
+    CacheId::parse(bytes.trim_ascii()).ok_or_else(|| Error::BadCacheId {
+        path: files.full(name),
+        found: excerpt(bytes),
+    })
+}
+
+fn size(files: &ConfinedDir, name: &str, bytes: &[u8]) -> Result<u64> {
+    let text = std::str::from_utf8(bytes.trim_ascii()).ok();
+    text.and_then(|text| text.parse().ok())
+        .ok_or_else(|| Error::Malformed {
+            path: files.full(name),
+            found: excerpt(bytes),
+            expected: "a size in bytes",
+        })
 }
 
 #[cfg(test)]

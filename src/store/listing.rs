@@ -2,7 +2,9 @@
 //! their layers. One damaged image does not hide the others.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::thread;
 
 use serde::Serialize;
 
@@ -11,6 +13,12 @@ use super::image::{Image, ImageLayer, lossy};
 use super::image_store::{Cache, Store};
 use super::{Name, Stores};
 use crate::oci::Digest;
+
+/// The largest number of threads that read images.
+const MOST_READERS: usize = 8;
+
+/// The number of images from which a further thread is worth its start.
+const LEAST_SHARE: usize = 32;
 
 /// All images, and the errors of those that could not be read.
 #[derive(Debug, Default)]
@@ -111,14 +119,8 @@ fn list_store(store: &Store, listing: &mut Listing) -> Result<()> {
     ids.extend(names.keys());
     ids.sort();
     ids.dedup();
-    let mut cache = Cache::new();
     let mut images = Vec::new();
-    for id in ids {
-        let names = names.remove(&id).unwrap_or_default();
-        let image = match store.image_with(&id, names.clone(), &mut cache) {
-            Err(Error::NotUnpacked { .. }) => store.packed_image(&id, names),
-            found => found,
-        };
+    for image in read_images(store, &ids, &names) {
         match image {
             Ok(image) => images.push(image),
             Err(error) => listing.problems.push(error),
@@ -146,6 +148,45 @@ fn list_store(store: &Store, listing: &mut Listing) -> Result<()> {
     images.sort_by_cached_key(|image| (image.names.is_empty(), image.label(), image.id));
     listing.images.extend(images);
     Ok(())
+}
+
+/// Reads images, in the order of their IDs. Many images are read by several threads, because most of
+/// the time goes into system calls.
+fn read_images(
+    store: &Store,
+    ids: &[Digest],
+    names: &BTreeMap<Digest, Vec<Name>>,
+) -> Vec<Result<Image>> {
+    let read = |ids: &[Digest]| {
+        let mut cache = Cache::new();
+        let image = |id: &Digest| {
+            let names = names.get(id).cloned().unwrap_or_default();
+            match store.image_with(id, names.clone(), &mut cache) {
+                Err(Error::NotUnpacked { .. }) => store.packed_image(id, names),
+                found => found,
+            }
+        };
+        ids.iter().map(image).collect::<Vec<_>>()
+    };
+    let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+    let share = ids.len().div_ceil(cpus.min(MOST_READERS)).max(LEAST_SHARE);
+    let (first, others) = ids.split_at(share.min(ids.len()));
+    thread::scope(|scope| {
+        let begun: Vec<_> = others
+            .chunks(share)
+            .map(|ids| {
+                // Without a thread, the images are read below.
+                let begun = thread::Builder::new().spawn_scoped(scope, || read(ids));
+                (ids, begun)
+            })
+            .collect();
+        let mut images = read(first);
+        for (ids, begun) in begun {
+            let read_there = begun.ok().and_then(|thread| thread.join().ok());
+            images.extend(read_there.unwrap_or_else(|| read(ids)));
+        }
+        images
+    })
 }
 
 /// Returns the layers of some images of one store; with `only`, just those of that image.

@@ -56,52 +56,34 @@ pub struct Answer {
 }
 
 /// Returns a filter for another program: `struct sock_filter` after `struct sock_filter`, as
-/// bubblewrap reads it. The calls get these answers, the first that applies; all others are allowed.
-/// Calls with the numbers of another architecture kill the process, because the rules do not know
-/// their numbers. `None`: the architecture is not known here.
+/// bubblewrap reads it. The calls get these answers; of several for one call the first counts. All
+/// others are allowed. Calls with the numbers of another architecture kill the process, because the
+/// rules do not know their numbers. `None`: the architecture is not known here.
 pub fn program(answers: &[Answer]) -> Option<Vec<u8>> {
-    let architecture = ARCHITECTURE?;
-    let code = |code: u32| code as u16;
-    let load = code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS);
-    let equal = code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
-    let at_least = code(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K);
-    let any_bit = code(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K);
-    let end = code(libc::BPF_RET | libc::BPF_K);
-    let errno = |errno: u16| libc::SECCOMP_RET_ERRNO | u32::from(errno);
-    // Offsets in `struct seccomp_data`: the number, the architecture, the arguments.
-    let (number, arch, arguments) = (0, 4, 16);
-    let mut steps = vec![
-        (load, 0, 0, arch),
-        (equal, 1, 0, architecture),
-        (end, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
-    ];
-    if std::env::consts::ARCH == "x86_64" {
-        steps.push((load, 0, 0, number));
-        steps.push((at_least, 0, 1, program::X32));
-        steps.push((end, 0, 0, errno(libc::ENOSYS as u16)));
-    }
+    let mut rules = BTreeMap::new();
     for answer in answers {
-        let call = u32::try_from(answer.call).ok()?;
-        steps.push((load, 0, 0, number));
-        match answer.bits {
-            None => steps.push((equal, 0, 1, call)),
-            Some((argument, bits)) => {
-                steps.push((equal, 0, 3, call));
-                // All these architectures are little-endian: the lower half comes first.
-                steps.push((load, 0, 0, arguments + 8 * u32::from(argument)));
-                steps.push((any_bit, 0, 1, bits));
-            }
-        }
-        steps.push((end, 0, 0, errno(answer.errno)));
+        let action = Action::Fail(answer.errno);
+        let rule = match answer.bits {
+            None => Rule::Always(action),
+            Some((argument, mask)) => Rule::If {
+                alternatives: vec![vec![Condition {
+                    argument,
+                    mask,
+                    value: 0,
+                    wanted: Wanted::Different,
+                }]],
+                action,
+            },
+        };
+        rules.entry(number(answer.call).ok()?).or_insert(rule);
     }
-    steps.push((end, 0, 0, libc::SECCOMP_RET_ALLOW));
-    let bytes = steps
-        .into_iter()
-        .flat_map(|(code, yes, no, value): (u16, u8, u8, u32)| {
-            let [a, b] = code.to_ne_bytes();
-            let [c, d, e, f] = value.to_ne_bytes();
-            [a, b, yes, no, c, d, e, f]
-        });
+    let otherwise = Action::Allow;
+    let program = Table { rules, otherwise }.program().ok()?;
+    let bytes = program.iter().flat_map(|step| {
+        let [a, b] = step.code.to_ne_bytes();
+        let [c, d, e, f] = step.k.to_ne_bytes();
+        [a, b, step.jt, step.jf, c, d, e, f]
+    });
     Some(bytes.collect())
 }
 

@@ -94,6 +94,52 @@ fn history_is_newest_first_with_sizes_of_the_layers() {
     assert_eq!(rows[1].size, image.layers[2].size);
 }
 
+/// So many images are read by several threads, each of which finds the shared layer.
+#[test]
+fn many_images_are_listed_whole_in_order_and_beside_damaged_ones() {
+    const IMAGES: usize = 200;
+    let temp = tempfile::tempdir().unwrap();
+    let mut made = builder::StoreBuilder::new(temp.path()).unwrap();
+    let base = made.layer(None, |dir| std::fs::write(dir.join("base"), "b"));
+    let base = base.unwrap();
+    let ids: Vec<String> = (0..IMAGES)
+        .map(|number| {
+            let config = format!(
+                r#"{{"os":"{number}","rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
+                base.diff_id
+            );
+            let name = format!("image-{number:03}:1");
+            made.image_from(&[&name], config.as_bytes()).unwrap()
+        })
+        .collect();
+    made.finish().unwrap();
+    let damaged = [3, 70, 130, 199];
+    for number in damaged {
+        let hex = ids[number].strip_prefix("sha256:").unwrap();
+        let content = temp.path().join("image/overlay2/imagedb/content/sha256");
+        std::fs::write(content.join(hex), "{}").unwrap();
+    }
+    let listing = discover(temp.path()).unwrap().images();
+    let found: Vec<(String, String)> = listing
+        .images
+        .iter()
+        .map(|image| (image.label(), image.id.to_string()))
+        .collect();
+    let whole: Vec<(String, String)> = (0..IMAGES)
+        .filter(|number| !damaged.contains(number))
+        .map(|number| (format!("image-{number:03}:1"), ids[number].clone()))
+        .collect();
+    assert_eq!(found, whole);
+    assert_eq!(listing.problems.len(), damaged.len());
+    for problem in &listing.problems {
+        assert!(matches!(problem, Error::ConfigHash { .. }), "{problem}");
+    }
+    for image in &listing.images {
+        assert_eq!(image.layers[0].shared_by, Some(whole.len()));
+        assert_eq!(image.engine, "docker");
+    }
+}
+
 #[test]
 fn listing_and_tree_show_what_is_shared() {
     let store = Fixture::new();

@@ -12,7 +12,7 @@
 //! from layerdb; `link`, `lower` and `l/` must agree with it.
 
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Below, Driver, LayerDir};
 use crate::layer::{Dialect, LayerSpec, OpenDir};
@@ -66,12 +66,12 @@ impl Overlay2 {
         PathBuf::from(self.name).join(id.as_str()).join(file)
     }
 
-    /// Returns the layer's short name, after checking that it leads back to the layer.
-    fn link(&self, root: &ConfinedDir, id: &CacheId) -> Result<String> {
-        let file = self.path(id, "link");
-        let path = root.full(&file);
-        let bytes = root
-            .read(&file, SMALL)?
+    /// Returns the layer's short name, after checking that it leads back to the layer. `files` is the
+    /// layer's directory.
+    fn link(&self, root: &ConfinedDir, id: &CacheId, files: &ConfinedDir) -> Result<String> {
+        let path = files.full("link");
+        let bytes = files
+            .read("link", SMALL)?
             .ok_or_else(|| Error::LayerDirMissing { path: path.clone() })?;
         let link = bytes.trim_ascii();
         let plain = |b: &u8| b.is_ascii_uppercase() || b.is_ascii_digit();
@@ -114,19 +114,22 @@ impl Driver for Overlay2 {
         id: &CacheId,
         parent: Option<&LayerDir>,
     ) -> Result<LayerDir> {
-        let dir = root.layer_dir(self.path(id, "diff"))?;
-        if self.may_be_composefs && root.exists(self.path(id, "composefs-data"))? {
-            let path = root.full(self.path(id, "composefs-data"));
+        let Some(files) = root.below(Path::new(self.name).join(id.as_str()))? else {
+            let path = root.full(self.path(id, "diff"));
+            return Err(Error::LayerDirMissing { path });
+        };
+        let dir = files.layer_dir("diff")?;
+        if self.may_be_composefs && files.exists("composefs-data")? {
+            let path = files.full("composefs-data");
             return Err(Error::Composefs { path });
         }
-        let link = self.link(root, id)?;
-        let file = self.path(id, "lower");
-        let lower = root.read(&file, LOWER)?;
+        let link = self.link(root, id, &files)?;
+        let lower = files.read("lower", LOWER)?;
         let expected = parent.map(|parent| parent.chain.as_str());
         if lower.as_deref().map(<[u8]>::trim_ascii) != expected.map(str::as_bytes) {
             let text = |l: Option<&[u8]>| l.map_or("nothing".to_owned(), excerpt);
             return Err(Error::ChainMismatch {
-                path: root.full(file),
+                path: files.full("lower"),
                 found: text(lower.as_deref()),
                 expected: text(expected.map(str::as_bytes)),
             });

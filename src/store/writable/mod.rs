@@ -196,11 +196,7 @@ impl Writable {
         };
         let driver = drivers::by_name(DRIVER, owner).ok_or_else(unknown)?;
         Ok(Self {
-            store: Store {
-                root,
-                driver,
-                records: None,
-            },
+            store: Store::new(root, driver, None),
         })
     }
 
