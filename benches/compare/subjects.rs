@@ -365,8 +365,8 @@ pub(crate) fn subjects(peer: Option<PathBuf>) -> Vec<Subject> {
                 is_latency,
             )
         },
-        some(ours("io=passthrough"), |row| {
-            row.name.starts_with("page cache")
+        some(ours("io=shared"), |row| {
+            !is_latency(row) && row.group != Group::Metadata
         }),
         long(some(one("unionfs image", How::Image("")), |row| {
             !is_latency(row) && row.group != Group::Data

@@ -104,7 +104,7 @@ Options:
   -o dialect=all|overlay                  whiteouts of any writer, or of overlayfs only
   -o redirect_dir=on|off                  whether directories of lowers can be renamed
   -o metacopy=on|off                      whether chmod, chown and rename leave data below
-  -o io=auto|cached|passthrough           who reads and writes the data of files
+  -o io=auto|cached|passthrough|shared    who reads and writes the data of files
   -o writeback                            the kernel collects writes until a file is closed
   -o nobtime                              statx reports no time of birth; saves messages
   -o noxattrs                             no xattrs, ACLs, capabilities; saves messages

@@ -232,7 +232,7 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         redirect_dir: request.options.redirect_dir,
         metacopy: request.options.metacopy == Some(true),
         // The kernel may get files of a lower. `auto` never does that.
-        sealed: request.options.io == Some(IoPolicy::Passthrough),
+        sealed: request.options.io.is_some_and(IoPolicy::insists),
         names: request
             .catalog
             .as_ref()

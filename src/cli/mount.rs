@@ -89,7 +89,7 @@ pub(super) struct Args {
     pool: PoolArgs,
     /// Mount options: ro, suid, dev, noexec, noatime, allow_other, volatile, nonempty,
     /// fsname=NAME, redirect_dir=on|off, metacopy=on|off, catalog=on|off,
-    /// io=auto|cached|passthrough, writeback, nobtime, noxattrs, allow_idmap,
+    /// io=auto|cached|passthrough|shared, writeback, nobtime, noxattrs, allow_idmap,
     /// transport=auto|classic|uring|fuser, sandbox=auto|off|strict,
     /// uidmapping=DISK:SHOWN:LEN[:…], gidmapping=…, squash_to_root, squash_to_uid=N,
     /// squash_to_gid=N, xattr_permissions=0|1|2, owners=image|mine, user_as=UID[:GID]

@@ -178,11 +178,12 @@ impl MountOptions {
 
     /// Refuses options that exclude each other.
     pub fn check(&self) -> Result<(), OptionError> {
-        if self.writeback && self.io == Some(IoPolicy::Passthrough) {
-            return Err(bad(
-                "writeback does not go with io=passthrough, where the kernel needs none: \
-                 leave one of them out",
-            ));
+        let insisting = self.io.filter(|policy| policy.insists());
+        if let (true, Some(policy)) = (self.writeback, insisting) {
+            return Err(bad(format!(
+                "writeback does not go with io={}, where the kernel needs none: leave one of them out",
+                policy.name()
+            )));
         }
         if self.metacopy == Some(true) && self.redirect_dir == Some(false) {
             return Err(bad(
@@ -480,12 +481,17 @@ fn sandbox(value: &[u8]) -> Result<Mode, OptionError> {
 }
 
 fn io_policy(value: &[u8]) -> Result<IoPolicy, OptionError> {
-    let all = [IoPolicy::Auto, IoPolicy::Cached, IoPolicy::Passthrough];
+    let all = [
+        IoPolicy::Auto,
+        IoPolicy::Cached,
+        IoPolicy::Passthrough,
+        IoPolicy::Shared,
+    ];
     all.into_iter()
         .find(|policy| policy.name().as_bytes() == value)
         .ok_or_else(|| {
             bad(format!(
-                "io={} is not known: use io=auto, io=cached or io=passthrough",
+                "io={} is not known: use io=auto, io=cached, io=passthrough or io=shared",
                 show(value)
             ))
         })

@@ -62,6 +62,10 @@ pub enum IoPolicy {
     /// The kernel reads and writes the files of layers itself where it may (Linux 6.9,
     /// CAP_SYS_ADMIN). Each open costs a message.
     Passthrough,
+    /// As [`IoPolicy::Passthrough`], also for files of a lower on a writable mount that are opened
+    /// for reading: all mounts of a layer share their pages. While such a file is open, an open for
+    /// writing waits, and after two seconds it fails with ETXTBSY.
+    Shared,
 }
 
 impl IoPolicy {
@@ -71,7 +75,13 @@ impl IoPolicy {
             Self::Auto => "auto",
             Self::Cached => "cached",
             Self::Passthrough => "passthrough",
+            Self::Shared => "shared",
         }
+    }
+
+    /// Whether the kernel must read and write files itself, else the mount fails.
+    pub fn insists(self) -> bool {
+        matches!(self, Self::Passthrough | Self::Shared)
     }
 }
 

@@ -4,6 +4,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::config::IoPolicy;
+
 /// The result of mounting, serving and unmounting.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -78,9 +80,11 @@ pub enum Error {
         /// The reason.
         why: &'static str,
     },
-    /// `io=passthrough` was asked for and is not possible.
-    #[error("io=passthrough is not possible on {}: {why}; use io=auto", path.display())]
+    /// `io=passthrough` or `io=shared` was asked for and is not possible.
+    #[error("io={} is not possible on {}: {why}; use io=auto", policy.name(), path.display())]
     Passthrough {
+        /// What was asked for.
+        policy: IoPolicy,
         /// The mountpoint.
         path: PathBuf,
         /// The missing part.

@@ -6,8 +6,9 @@
 //! inode is open, all its opens are passed through to one registered file, or none is. So the first
 //! open decides, the others follow, and the decision ends with the last RELEASE. A file of a lower
 //! on a writable mount is not passed through: programs that have it open must see the changes of a
-//! later writer. The exception is a file from which a program runs ([`Mode::Run`]): the kernel
-//! lets nobody write it (ETXTBSY), so all mounts of the layer share its pages.
+//! later writer. The exception is a file from which a program runs ([`Mode::Lower`]): the kernel
+//! lets nobody write it (ETXTBSY), so all mounts of the layer share its pages. `io=shared` extends
+//! that to all files of lowers: a writer waits until no reader has the file open, or is refused.
 //!
 //! Locks: one shard of a table. It is not held during a system call, except the call that closes
 //! a registration.
@@ -17,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -38,6 +40,11 @@ use crate::union::{self, Caching, Change, Ino, Union};
 /// not keep them at all. FUSE in the kernel learns of times that a mapping changed only by asking.
 const MAPPED: u64 = 1;
 
+/// How long a writer waits until nobody has a file of a lower open that is passed through to readers.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often it looks meanwhile.
+const LOOKS: u32 = 400;
+
 /// Whether `io=auto` tries passthrough: the mount is writable (passthrough speeds up written files
 /// most), `writeback` was not requested (it excludes passthrough), the process has the privilege,
 /// and an overlay still fits on top of this mount.
@@ -57,7 +64,7 @@ fn is_privileged() -> bool {
 /// requested explicitly; the kernel then does not use it and needs no answer to OPEN.
 ///
 /// # Errors
-/// [`Error::Passthrough`] if it was requested explicitly, and the kernel, our privileges or the
+/// [`Error::Passthrough`] if the policy insists on it, and the kernel, our privileges or the
 /// upper's file system do not allow it.
 pub(super) fn start(
     connection: &Connection,
@@ -65,17 +72,22 @@ pub(super) fn start(
     path: &Path,
     policy: IoPolicy,
 ) -> Result<Option<Opens>> {
-    let insists = policy == IoPolicy::Passthrough;
+    let insists = policy.insists();
     let no = |why, source| {
         let path = path.to_owned();
-        Error::Passthrough { path, why, source }
+        Error::Passthrough {
+            policy,
+            path,
+            why,
+            source,
+        }
     };
     if connection.flags2() & init2::PASSTHROUGH == 0 {
         let source = Errno::OPNOTSUPP.into();
         let why = no("the kernel does not support it (Linux 6.9 does)", source);
         return if insists { Err(why) } else { Ok(None) };
     }
-    let opens = Opens::new(connection.device());
+    let opens = Opens::new(connection.device(), policy);
     let Err(error) = opens.probe(union.sample()) else {
         return Ok(Some(opens));
     };
@@ -122,10 +134,10 @@ impl Drop for Registered {
 #[derive(Debug)]
 enum Mode {
     Passed(Registered),
-    /// Passed through to the file of a lower, because the first open was to execute it. Opens for
-    /// writing fail with ETXTBSY until the last RELEASE. While a program runs, the kernel refuses
-    /// them itself.
-    Run(Registered),
+    /// Passed through to the file of a lower, because the first open was to execute it, or to read
+    /// it under `io=shared`. Opens for writing fail with ETXTBSY until the last RELEASE. While a
+    /// program runs, the kernel refuses them itself.
+    Lower(Registered),
     /// Through the kernel's page cache and the server. `keep` says whether the pages outlive an
     /// open.
     Cached {
@@ -146,6 +158,8 @@ struct Open {
 #[derive(Debug)]
 pub(super) struct Opens {
     device: Arc<OwnedFd>,
+    /// Whether files of lowers are passed through to all readers (`io=shared`).
+    shares: bool,
     open: DashMap<Ino, Open>,
     /// Inodes that were passed through to programs that could map them for writing, since the
     /// kernel looked them up. The value says whether the kernel may have received attributes with a
@@ -155,8 +169,8 @@ pub(super) struct Opens {
     written: DashMap<Ino, u64>,
 }
 
-/// A request that opens a file for writing or changes its data. Until it is dropped, no open to
-/// execute the file is passed through to a lower.
+/// A request that opens a file for writing or changes its data. Until it is dropped, no open is
+/// passed through to a lower, unless the file is open so already.
 #[derive(Debug)]
 pub(super) struct Writing {
     opens: Arc<Opens>,
@@ -174,9 +188,10 @@ impl Drop for Writing {
 
 impl Opens {
     /// `device` is the connection. Its handshake agreed on passthrough.
-    pub(super) fn new(device: &Arc<OwnedFd>) -> Self {
+    pub(super) fn new(device: &Arc<OwnedFd>, policy: IoPolicy) -> Self {
         Self {
             device: Arc::clone(device),
+            shares: policy == IoPolicy::Shared,
             open: DashMap::new(),
             mapped: DashMap::new(),
             written: DashMap::new(),
@@ -184,10 +199,12 @@ impl Opens {
     }
 
     /// Begins an open for writing, or a change of the data by name. This comes before anything is
-    /// changed.
+    /// changed. It waits for readers of a file that is passed through to them, see
+    /// [`Self::waits_for_readers`].
     ///
     /// # Errors
-    /// ETXTBSY if the file is passed through to a lower because a program ran from it.
+    /// ETXTBSY if the file is passed through to a lower: a program ran from it, or a reader has kept
+    /// it open for longer than [`PATIENCE`].
     pub(super) fn write(
         self: &Arc<Self>,
         union: &Union,
@@ -199,11 +216,38 @@ impl Opens {
             let opens = Arc::clone(self);
             Writing { opens, ino }
         });
-        let runs = |open: &Open| matches!(open.mode, Mode::Run(_));
-        if self.open.get(&ino).is_some_and(|open| runs(&open)) {
-            return Err(Errno::TXTBSY.into());
+        for _ in 0..LOOKS {
+            let executors = match self.open.get(&ino) {
+                Some(open) if open.is_of_lower() => open.executors,
+                _ => return Ok(writing),
+            };
+            if executors > 0 || !self.shares {
+                break;
+            }
+            std::thread::sleep(PATIENCE / LOOKS);
         }
-        Ok(writing)
+        Err(Errno::TXTBSY.into())
+    }
+
+    /// Whether a writer waits for readers of the file.
+    pub(super) fn is_awaited(&self, ino: Ino) -> bool {
+        self.waits_for_readers(ino) && self.written.contains_key(&ino)
+    }
+
+    /// Lets a writer that waits for readers go first. Otherwise readers that come one after the
+    /// other could keep it out.
+    pub(super) fn give_way(&self, ino: Ino) {
+        for _ in 0..LOOKS {
+            if !self.is_awaited(ino) {
+                return;
+            }
+            std::thread::sleep(PATIENCE / LOOKS);
+        }
+    }
+
+    /// Whether [`Self::write`] may wait for readers.
+    pub(super) fn waits_for_readers(&self, ino: Ino) -> bool {
+        self.shares && self.open.get(&ino).is_some_and(|open| open.is_of_lower())
     }
 
     /// Whether files can be registered. A real file is tried.
@@ -262,18 +306,20 @@ impl Opens {
         let out = match known {
             Some(out) => out,
             None => loop {
-                let mode = self.choose(union, ino, caching, kind)?;
+                let mut mode = self.choose(union, ino, caching, kind)?;
                 match self.open.entry(ino) {
                     // Another thread was faster. Both looked at the same inode; the first one
                     // decides.
                     Entry::Occupied(mut open) => break open.get_mut().add(kind),
                     Entry::Vacant(place) => {
-                        if matches!(mode, Mode::Run(_)) {
+                        if matches!(mode, Mode::Lower(_)) {
                             // A writer that comes after these two checks finds the entry.
                             if self.written.contains_key(&ino) {
-                                return Err(Errno::TXTBSY.into());
-                            }
-                            if !union.needs_copy_up(ino, Change::Data) {
+                                if kind & EXECUTOR != 0 {
+                                    return Err(Errno::TXTBSY.into());
+                                }
+                                mode = Mode::Cached { keep: true };
+                            } else if !union.needs_copy_up(ino, Change::Data) {
                                 continue;
                             }
                         }
@@ -318,7 +364,7 @@ impl Opens {
         }
         let backing = match union.backing(ino) {
             Ok(Some(backing)) => backing,
-            Ok(None) => return Ok(self.program(union, ino, kind)),
+            Ok(None) => return Ok(self.of_lower(union, ino, caching, kind)),
             // The purpose of the open may still be possible, for example to execute the file.
             Err(error) if is_passing(error.errno()) => {
                 tracing::debug!(ino, %error, "not passed through");
@@ -339,21 +385,25 @@ impl Opens {
     }
 
     /// Chooses for a file of a lower that a write would copy up.
-    fn program(&self, union: &Union, ino: Ino, kind: u64) -> Mode {
+    fn of_lower(&self, union: &Union, ino: Ino, caching: Caching, kind: u64) -> Mode {
         let cached = Mode::Cached { keep: true };
-        if kind & (EXECUTOR | WRITER) != EXECUTOR {
+        let passes = kind & EXECUTOR != 0 || self.shares;
+        if kind & WRITER != 0 || !passes {
             return cached;
         }
-        let file = match union.program(ino) {
+        let file = match union.unwritten(ino) {
             Ok(Some(file)) => file,
             Ok(None) => return cached,
             Err(error) => {
-                tracing::debug!(ino, %error, "program not passed through");
+                tracing::debug!(ino, %error, "file of a lower not passed through");
                 return cached;
             }
         };
+        if caching == Caching::Direct && !file.takes_direct() {
+            return cached;
+        }
         // A lower on a file system that is stacked too deep is refused.
-        Registered::new(&self.device, &file).map_or(cached, Mode::Run)
+        Registered::new(&self.device, &file).map_or(cached, Mode::Lower)
     }
 
     /// Ends an open with this `fh`.
@@ -418,6 +468,11 @@ const WRITER: u64 = 8;
 const FMODE_EXEC: u32 = 0x20;
 
 impl Open {
+    /// Whether it is passed through to the file of a lower that a write would copy up.
+    fn is_of_lower(&self) -> bool {
+        matches!(self.mode, Mode::Lower(_))
+    }
+
     fn new(mode: Mode) -> Self {
         Self {
             mode,
@@ -437,10 +492,12 @@ impl Open {
             // The kernel opens the registered file with the flags of this open, and does not notice
             // when fcntl(2) removes these two. So the server handles reads and writes, with the
             // flags of the moment. Mappings are passed through.
-            Mode::Passed(registered) | Mode::Run(registered) if fh & CHANGEABLE != 0 => {
+            Mode::Passed(registered) | Mode::Lower(registered) if fh & CHANGEABLE != 0 => {
                 (FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO, registered.id)
             }
-            Mode::Passed(registered) | Mode::Run(registered) => (FOPEN_PASSTHROUGH, registered.id),
+            Mode::Passed(registered) | Mode::Lower(registered) => {
+                (FOPEN_PASSTHROUGH, registered.id)
+            }
             Mode::Cached { keep: true } => (FOPEN_KEEP_CACHE, 0),
             Mode::Cached { keep: false } => (0, 0),
         };
@@ -490,5 +547,6 @@ fn kind(flags: u32) -> u64 {
 
 fn takes_direct(union: &Union, ino: Ino) -> bool {
     let backing = union.backing(ino).ok().flatten();
+    let backing = backing.or_else(|| union.unwritten(ino).ok().flatten());
     backing.is_none_or(|backing| backing.takes_direct())
 }

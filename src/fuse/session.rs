@@ -130,7 +130,7 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
         opens: None,
     };
     let passes = match config.io {
-        IoPolicy::Passthrough => true,
+        IoPolicy::Passthrough | IoPolicy::Shared => true,
         IoPolicy::Cached => false,
         IoPolicy::Auto => transport::passes(config) && passthrough::pays(&core.union, config),
     };
@@ -202,6 +202,7 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
         core.opens = opens.map(Arc::new);
     }
     let io = match core.opens {
+        Some(_) if config.io == IoPolicy::Shared => IoPolicy::Shared,
         Some(_) => IoPolicy::Passthrough,
         None => IoPolicy::Cached,
     };

@@ -33,7 +33,7 @@ pub(super) fn check(config: &MountConfig) -> Result<()> {
         (Some(Transport::Fuser), _) if !cfg!(feature = "fuser") => {
             "it was left out of this unionfs (cargo feature fuser); use transport=auto"
         }
-        (Some(Transport::Fuser), IoPolicy::Passthrough) => {
+        (Some(Transport::Fuser), policy) if policy.insists() => {
             "it does not pass files through; use io=auto, or another transport"
         }
         (Some(Transport::Fuser), _) if config.idmappable => {

@@ -506,7 +506,7 @@ fn sealed(spec: &LayerSpec) -> std::result::Result<LayerSpec, OpenError> {
         }
     });
     private.map_err(|errno| OpenError {
-        what: "io=passthrough needs a private mount of the lower layer",
+        what: "io=passthrough and io=shared need a private mount of the lower layer",
         path: spec.path().to_owned(),
         errno,
     })

@@ -64,13 +64,13 @@ impl Union {
         Ok(Some(Backing(data)))
     }
 
-    /// Returns the file of a lower from which a program is about to run. `None` if the upper has a
-    /// copy, or if lowers are not sealed. The caller makes sure that nobody writes `ino` as long as
-    /// it uses the file.
+    /// Returns the file of a lower that a write would copy up, for a program that runs from it or a
+    /// reader. `None` if the upper has a copy, or if lowers are not sealed. The caller makes sure that
+    /// nobody writes `ino` as long as it uses the file.
     ///
     /// # Errors
     /// ESTALE; EISDIR or EINVAL if it is not a regular file; else those of open(2).
-    pub fn program(&self, ino: Ino) -> Result<Option<Backing>> {
+    pub fn unwritten(&self, ino: Ino) -> Result<Option<Backing>> {
         let inode = self.names.regular(ino)?;
         if !self.stack.is_sealed() {
             return Ok(None);

@@ -51,6 +51,7 @@ mod rename;
 mod rename_flags;
 mod rmdir;
 mod several_file_systems;
+mod shared_lowers;
 mod statfs;
 mod swapped;
 mod symlink;

@@ -34,10 +34,13 @@ impl Adapter {
         if truncate && !is_writer(flags.0) && opens.is_executed(ino.0) {
             return reply.error(libc::ETXTBSY);
         }
+        let gives_way = !writes && opens.is_awaited(ino.0);
         // The kernel holds no lock of the inode during an open.
         let work = Work::slow_if(
             writes && self.union.needs_copy_up(ino.0, Change::Data)
-                || truncate && opens.may_wait(ino.0),
+                || writes && opens.waits_for_readers(ino.0)
+                || truncate && opens.may_wait(ino.0)
+                || gives_way,
         );
         let notices = Arc::clone(&self.notices);
         let table = Arc::clone(&opens);
@@ -52,6 +55,10 @@ impl Adapter {
                     union.open_truncated(ino.0, loss.copied())
                 }),
                 (false, true) => union.open_for_writing(ino.0, flags.0),
+                (false, false) if gives_way => {
+                    table.give_way(ino.0);
+                    Ok(())
+                }
                 (false, false) => Ok(()),
             }?;
             table.open(union, ino.0, flags.0)
@@ -64,7 +71,7 @@ impl Adapter {
             }
             Err(error) => reply.fail(&error),
         };
-        if writes {
+        if writes || gives_way {
             self.attempt(work, open, answer);
         } else {
             self.attempt_here(open, answer);

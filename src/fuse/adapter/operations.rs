@@ -87,8 +87,10 @@ impl Operations for Adapter {
         let kind = change.size.map_or(Change::Metadata, |_| Change::Data);
         let (opens, notices) = (self.opens.clone(), Arc::clone(&self.notices));
         let table = opens.clone();
+        let waits = |opens: &Arc<Opens>| change.size.is_some() && opens.waits_for_readers(ino.0);
+        let waits = opens.as_ref().is_some_and(waits);
         self.attempt(
-            Work::slow_if(self.union.needs_copy_up(ino.0, kind)),
+            Work::slow_if(waits || self.union.needs_copy_up(ino.0, kind)),
             move |union| {
                 // A program may have run from the file, and others may still have it open.
                 let _writing = match (&table, change.size) {
