@@ -17,6 +17,9 @@ use testkit::stats::requests_of;
 
 const OLD: &[u8] = b"data of the lower";
 
+/// A way to write to a file that exists.
+type Write = fn(&Path) -> std::io::Result<()>;
+
 /// Returns a writable mount of root over a lower with these files.
 fn mounted(names: &[&str]) -> Fixture {
     let scratch = Scratch::disk();
@@ -75,7 +78,7 @@ fn readers_send_no_messages_for_data() {
 fn a_writer_waits_for_a_reader_that_ends() {
     need_mounts!();
     let f = mounted(&["open", "create", "truncate"]);
-    let ways: [(&str, fn(&Path) -> std::io::Result<()>); 3] = [
+    let ways: [(&str, Write); 3] = [
         ("open", |path| {
             OpenOptions::new().append(true).open(path)?.write_all(b"!")
         }),

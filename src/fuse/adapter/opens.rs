@@ -37,8 +37,9 @@ impl Adapter {
         let gives_way = !writes && opens.is_awaited(ino.0);
         // The kernel holds no lock of the inode during an open.
         let work = Work::slow_if(
-            writes && self.union.needs_copy_up(ino.0, Change::Data)
-                || writes && opens.waits_for_readers(ino.0)
+            writes
+                && (self.union.needs_copy_up(ino.0, Change::Data)
+                    || opens.waits_for_readers(ino.0))
                 || truncate && opens.may_wait(ino.0)
                 || gives_way,
         );
