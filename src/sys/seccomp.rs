@@ -51,8 +51,17 @@ pub struct Answer {
     /// The position of an argument, counted from 0, and bits of its lower 32: the rule applies if
     /// one of them is set. `None`: it applies to all calls.
     pub bits: Option<(u8, u32)>,
-    /// The errno of the answer; 0: the call does nothing and succeeds.
-    pub errno: u16,
+    /// What the rule does.
+    pub then: Then,
+}
+
+/// What a rule of a [`program`] does with a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// It fails with this errno; 0: it does nothing and succeeds.
+    Errno(u16),
+    /// The listener of the filter answers it ([`notify`](super::notify)).
+    AskListener,
 }
 
 /// Returns a filter for another program: `struct sock_filter` after `struct sock_filter`, as
@@ -92,7 +101,11 @@ pub fn program(answers: &[Answer]) -> Option<Vec<u8>> {
                 steps.push((any_bit, 0, 1, bits));
             }
         }
-        steps.push((end, 0, 0, errno(answer.errno)));
+        let then = match answer.then {
+            Then::Errno(number) => errno(number),
+            Then::AskListener => libc::SECCOMP_RET_USER_NOTIF,
+        };
+        steps.push((end, 0, 0, then));
     }
     steps.push((end, 0, 0, libc::SECCOMP_RET_ALLOW));
     let bytes = steps

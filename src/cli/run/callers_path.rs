@@ -51,6 +51,15 @@ impl Caller {
         Ok(Self { proc })
     }
 
+    /// Returns the memory of the process, at the addresses that it uses itself.
+    ///
+    /// # Errors
+    /// Those of open(2): this process may not write it.
+    pub(super) fn memory(&self) -> Result<File, Errno> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.proc, "mem", flags, Mode::empty()).map(File::from)
+    }
+
     /// Reads a path from the memory of the process.
     ///
     /// # Errors
