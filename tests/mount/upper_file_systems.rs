@@ -181,3 +181,11 @@ fn unionfs() {
     need_mounts!();
     as_on_disk(&need!(stacked(&UNIONFS)), &[ANYWHERE, WITH_XATTRS]);
 }
+
+/// A server of ext4 without the kernel's own.
+#[test]
+fn fuse2fs() {
+    need_mounts!();
+    let place = need!(image(|dir| Disk::fuse2fs(dir, "ext4")));
+    as_on_disk(&place, &[ANYWHERE, WITH_XATTRS]);
+}
