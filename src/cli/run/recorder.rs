@@ -25,13 +25,14 @@ use std::thread::JoinHandle;
 
 use anyhow::Context as _;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{AtFlags, chownat};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use unionfs::sys::notify::{Listener, Reply, WaitingCall, knows_kernels_answer};
 use unionfs::sys::seccomp::ARCHITECTURE;
 use unionfs::sys::stat_bytes;
 
-use super::callers_path::{AtEnd, Caller, chown};
+use super::callers_path::{AtEnd, Caller};
 use super::watched_calls::{Asked, NamedFile, StatForm, Watched};
 
 /// The ID that the kernel shows for those that a user namespace does not have, unless an administrator
@@ -248,7 +249,9 @@ impl Recording {
         let gid = self
             .given(gid)
             .map(|id| exchanged(id, users.inside.1, users.outside.1));
-        match chown(&file, uid, gid) {
+        let uid = uid.map(rustix::fs::Uid::from_raw);
+        let gid = gid.map(rustix::fs::Gid::from_raw);
+        match chownat(&file, "", uid, gid, AtFlags::EMPTY_PATH) {
             // The layer has no records.
             Err(Errno::PERM | Errno::INVAL) => Ok(()),
             other => other,
