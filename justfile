@@ -104,6 +104,10 @@ attack N="1000":
 model N="1000":
     UNIONFS_MODEL_ORDERS={{N}} cargo test --test model --no-default-features --features model
 
+# all mount tests, once for each system call or feature that a host can lack (root; see ci/without.sh)
+without *NAMES:
+    ci/without.sh {{NAMES}}
+
 # N fsx operations in each of two ways with each I/O policy (see tests/suites/fsx.rs)
 fsx N="300000":
     ci/tools.sh fsx

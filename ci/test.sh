@@ -21,7 +21,7 @@ export UNIONFS_MAY_SKIP="the kernel has no,npm,no network but loopback"
 # the tools that tests/suites runs on the mount.
 packages=(fuse3 docker.io containerd busybox-static libcap2-bin attr fio strace fuse-overlayfs buildah)
 # Skopeo and podman also load our archives, and write archives that we load.
-packages+=(skopeo umoci podman crun runc bubblewrap uidmap git python3-pip rpm sqlite3 e2fsprogs xfsprogs btrfs-progs rsync acl)
+packages+=(skopeo umoci podman crun runc bubblewrap uidmap git python3-pip rpm sqlite3 e2fsprogs xfsprogs btrfs-progs rsync acl fuse2fs)
 # Thin pools of Docker's driver devicemapper (tests/cli/devicemapper.rs).
 packages+=(thin-provisioning-tools)
 # The shells whose completions are checked, and what the examples of the documentation call.

@@ -256,11 +256,23 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let wanted = wanted.filter(|catalog| catalog.is_outdated() || !union.is_catalogued());
     let building =
         wanted.and_then(|catalog| BackgroundBuild::prepare(catalog, &request.stack, mode));
+    // A daemon leaves the process group of the caller only after it has mounted: see `daemonize`.
+    let begin_session = || match request.foreground {
+        true => Ok(()),
+        false => rustix::process::setsid().map(drop),
+    };
     let (mounted, fresh) = match mode {
-        Mode::Off => (fuse::mount(union, &config)?, fresh),
+        Mode::Off => {
+            let mounted = fuse::mount(union, &config)?;
+            begin_session().context("cannot begin a session")?;
+            (mounted, fresh)
+        }
         _ => {
             let afterwards = Box::new(move |outcome| end_fresh(fresh, outcome));
-            let enter = Box::new(|union: &Union| in_sandbox(&request, private, union).enter());
+            let enter = Box::new(|union: &Union| {
+                begin_session()?;
+                in_sandbox(&request, private, union).enter()
+            });
             let sandbox = Sandboxed::new(enter, afterwards);
             (fuse::mount_sandboxed(union, &config, sandbox)?, None)
         }

@@ -28,13 +28,16 @@ use runtime::Runtime;
 use seccomp::OfOtherUsers;
 use settings::Settings;
 use volume::Volume;
+use watched_calls::Watched;
 
+mod apt;
 mod bubblewrap;
 mod callers_path;
 mod directory;
 mod image;
 mod limits;
 mod look_up;
+mod old_calls;
 mod own_terminal;
 mod recorder;
 mod runtime;
@@ -42,6 +45,7 @@ mod seccomp;
 mod settings;
 mod spec;
 mod volume;
+mod watched_calls;
 
 /// The exit code if the container could not be started.
 const NOT_STARTED: u8 = 125;
@@ -68,7 +72,7 @@ IMAGE may be a read-write layer of mount --name or run --name; the command then 
 files. Without --name, changes are discarded. A plain user is root inside, or the user of the image,
 and has no other users there. If root changes owners, they are recorded for commit. If root becomes
 another user, nothing happens, and the program is told that it worked, so that dpkg, apt, rpm and tar
-work; see --other-users.
+work (apt is told to stay root); see --other-users.
 
 Exit codes: that of the command, 128 and the number of the signal that killed it, 125 if nothing could
 be started, 126 if the command cannot be executed, 127 if there is none, 2 wrong usage.")]
@@ -161,8 +165,8 @@ struct ContainerArgs {
     #[arg(long, value_enum, default_value = "host")]
     net: Network,
     /// What a plain user's container does if a program changes owners or becomes another user, which
-    /// package managers do: record the owners for commit and pretend the rest (with crun and runc),
-    /// pretend that all of it worked, or refuse
+    /// package managers do: record the owners for commit and pretend the rest; show the recorded
+    /// owners too; pretend that all of it worked; or refuse
     #[arg(long, value_enum, default_value = "record")]
     other_users: OtherUsers,
     /// Limit the memory, in bytes or as 512m or 2g (needs a cgroup that this user may change)
@@ -180,11 +184,13 @@ struct ContainerArgs {
 /// container has only one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum OtherUsers {
-    /// Owners of files are recorded; the other calls succeed and change nothing.
+    /// Owners of files are recorded; the other calls succeed and change nothing
     Record,
-    /// The calls succeed and change nothing.
+    /// As record, and programs see the recorded owners, at the cost of slower calls of stat
+    Show,
+    /// The calls succeed and change nothing
     Pretend,
-    /// The calls fail.
+    /// The calls fail
     Refuse,
 }
 
@@ -260,12 +266,14 @@ struct Container {
     pids: Option<i64>,
     cpus: Option<f64>,
     other_users: OtherUsers,
+    /// Whether apt is told that there is no other user.
+    tells_apt: bool,
 }
 
 impl Container {
     /// Returns what happens to calls that concern other users where nobody records owners. Only root
     /// of the container uses them.
-    fn without_records(&self, rights: Rights) -> OfOtherUsers<'static> {
+    fn without_records(&self, rights: Rights) -> OfOtherUsers {
         let pretends = self.other_users != OtherUsers::Refuse;
         if rights != Rights::Root && pretends && self.wanted.uid == 0 {
             OfOtherUsers::Pretended
@@ -274,16 +282,21 @@ impl Container {
         }
     }
 
-    /// Returns the users of a container whose owners are to be recorded.
-    fn recorded_users(&self, rights: Rights) -> Option<recorder::Users> {
-        let is_wanted = self.other_users == OtherUsers::Record && self.wanted.uid == 0;
-        match rights {
-            Rights::User { uid, gid } if is_wanted => Some(recorder::Users {
-                inside: (self.wanted.uid, self.wanted.gid),
-                outside: (uid, gid),
-            }),
-            _ => None,
-        }
+    /// Returns the users of a container whose owners are to be recorded, and which calls that needs.
+    fn recorded_users(&self, rights: Rights) -> Option<(recorder::Users, Watched)> {
+        let watched = match self.other_users {
+            OtherUsers::Record => Watched::Changes,
+            OtherUsers::Show => Watched::ChangesAndQuestions,
+            OtherUsers::Pretend | OtherUsers::Refuse => return None,
+        };
+        let Rights::User { uid, gid } = rights else {
+            return None;
+        };
+        let users = recorder::Users {
+            inside: (self.wanted.uid, self.wanted.gid),
+            outside: (uid, gid),
+        };
+        (self.wanted.uid == 0).then_some((users, watched))
     }
 
     fn has_limits(&self) -> bool {
@@ -373,7 +386,13 @@ fn prepare(
         let message = format!("cannot run {command:?}: {what}");
         return Err(Relayed { message, code }.into());
     }
-    settings.complete(&wanted, &args.hostname, terminal);
+    let pretends = args.other_users != OtherUsers::Refuse;
+    let tells_apt = user.is_some() && pretends && wanted.uid == 0 && wanted.has_apt;
+    if tells_apt {
+        bundle.write(apt::FILE, apt::CONTENT.as_bytes())?;
+    }
+    let more = tells_apt.then_some((apt::VARIABLE, apt::PLACE));
+    settings.complete(&wanted, &args.hostname, terminal, more);
     Ok(Container {
         settings,
         wanted,
@@ -386,6 +405,7 @@ fn prepare(
         pids: args.pids_limit,
         cpus: args.cpus,
         other_users: args.other_users,
+        tells_apt,
     })
 }
 
@@ -408,8 +428,14 @@ pub(super) fn bundle(args: &BundleArgs, root: Option<&Path>) -> anyhow::Result<(
         terminal,
     )?;
     let rights = Rights::current();
+    if container.recorded_users(rights).is_some() {
+        super::warn(
+            "the bundle records no owners: its root is told that they changed. unionfs run records \
+             them; --other-users=pretend silences this",
+        );
+    }
     let others = container.without_records(rights);
-    let spec = spec::of(&container, rights, &bundle.rootfs(), others);
+    let spec = spec::of(&container, rights, &bundle.rootfs(), others, None);
     bundle.write_config(&spec)?;
     let text = format!("{}\n", bundle.path().display());
     bundle.keep();

@@ -343,15 +343,31 @@ pub(super) fn wanted(wishes: Wishes) -> Limits {
         | init::HANDLE_KILLPRIV_V2
         | init::SETXATTR_EXT;
     let when = |wanted, flag| if wanted { flag } else { 0 };
+    let flags = flags
+        | when(acl, init::POSIX_ACL)
+        | when(writeback, init::WRITEBACK_CACHE)
+        | when(stack_depth != 0, init::ASYNC_DIO);
     Limits {
-        flags: flags
-            | when(acl, init::POSIX_ACL)
-            | when(writeback, init::WRITEBACK_CACHE)
-            | when(stack_depth != 0, init::ASYNC_DIO),
+        flags: flags & !left_out(),
         flags2: when(idmappable, init2::ALLOW_IDMAP),
         max_io: MAX_IO,
         max_background: MAX_BACKGROUND,
         transport: None,
         stack_depth,
     }
+}
+
+/// Returns what tests want the kernel to lack: words of the variable `UNIONFS_TEST_KERNEL_WITHOUT`, with
+/// commas between them, which only a build with debug assertions reads.
+fn left_out() -> u32 {
+    if !cfg!(debug_assertions) {
+        return 0;
+    }
+    let words = std::env::var("UNIONFS_TEST_KERNEL_WITHOUT").unwrap_or_default();
+    let flags = words.split(',').map(|word| match word {
+        "readdirplus" => init::DO_READDIRPLUS,
+        "no-open" => init::NO_OPEN_SUPPORT | init::NO_OPENDIR_SUPPORT,
+        _ => 0,
+    });
+    flags.fold(0, |all, flag| all | flag)
 }

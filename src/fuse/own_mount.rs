@@ -7,6 +7,9 @@
 //! used again once the mount is gone. Together with the device number it is reliable as long as
 //! something keeps the mount or its connection alive ([`OwnMount::detach`] asks for that).
 //!
+//! mount(8) maps owners (`X-mount.idmap`) by putting a copy in the place of the mount. The copy has a
+//! number of its own; while the connection is alive, its place and its device number identify it.
+//!
 //! No function here asks the server of the mount, so a hung server does not block it.
 
 use std::io;
@@ -32,6 +35,8 @@ const ATTEMPTS: usize = 8;
 pub enum Connectedness {
     /// It is.
     Connected,
+    /// It was a moment ago.
+    Likely,
     /// It has ended, or nobody knows.
     Ended,
 }
@@ -101,6 +106,22 @@ impl MountId {
         mounts
             .iter()
             .find(|entry| entry.id == number && entry.device == self.device)
+    }
+
+    /// As [`MountId::entry`]; if this mount is gone, returns the copy that is the topmost mount on
+    /// `place`. The file system must be in use still, so that nobody else has its device number.
+    pub fn entry_or_copy<'a>(
+        &self,
+        mounts: &'a [MountEntry],
+        place: &Path,
+    ) -> Option<&'a MountEntry> {
+        self.entry(mounts).or_else(|| {
+            let topmost = mounts
+                .iter()
+                .rev()
+                .find(|entry| entry.mountpoint == place)?;
+            (topmost.is_unionfs() && topmost.device == self.device).then_some(topmost)
+        })
     }
 }
 
@@ -173,7 +194,8 @@ impl OwnMount {
         mountinfo::list().is_ok_and(|mounts| self.id.entry(&mounts).is_some())
     }
 
-    /// Detaches it, also while it is in use, and touches no other mount. Returns `false` if it does
+    /// Detaches it, also while it is in use, and touches no other mount. A copy that was put in its
+    /// place counts as this mount while the connection is alive. Returns `false` if it does
     /// not exist any more, or if the connection has ended and only a live one proves that the
     /// numbers are still ours (before Linux 6.8).
     ///
@@ -189,23 +211,30 @@ impl OwnMount {
         };
         for _ in 0..ATTEMPTS {
             let mounts = mountinfo::list().map_err(|error| failed(error.to_string()))?;
-            let Some(entry) = self.id.entry(&mounts) else {
+            let entry = match connection {
+                Connectedness::Connected => self.id.entry_or_copy(&mounts, &self.mountpoint),
+                Connectedness::Likely | Connectedness::Ended => self.id.entry(&mounts),
+            };
+            let Some(entry) = entry else {
                 return Ok(false);
             };
             // The name may lead anywhere by now. Only the mount that it finds is compared.
-            if let Some(root) = self.open_at(&entry.mountpoint) {
+            if let Some(root) = self.open_at(entry, connection) {
                 return unmount::detach_open(&root, &entry.mountpoint).map(|()| true);
             }
         }
         Err(failed("something else is mounted over it".into()))
     }
 
-    /// Returns the root of this mount, if `path` leads to it.
-    fn open_at(&self, path: &Path) -> Option<OwnedFd> {
+    /// Returns the root of this mount, or of a copy of it, if its path leads to it.
+    fn open_at(&self, entry: &MountEntry, connection: Connectedness) -> Option<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+        let root = rustix::fs::open(&entry.mountpoint, flags, Mode::empty()).ok()?;
+        // While the descriptor is open, its number is that of no other mount.
         let found = MountId::of(&root).ok()?;
-        self.id.is(&found).then_some(root)
+        let is_copy = (found.number, found.device) == (entry.id, self.id.device);
+        let is_ours = self.id.is(&found) || connection == Connectedness::Connected && is_copy;
+        is_ours.then_some(root)
     }
 }
 

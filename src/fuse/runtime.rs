@@ -217,7 +217,9 @@ impl MountRecord {
     /// the server runs, mountpoint and device identify the copy.
     fn entry_among<'a>(&self, mounts: &'a [MountEntry]) -> Option<&'a MountEntry> {
         match self.mount_id {
-            Some(id) if self.is_of_this_namespace() => id.entry(mounts),
+            // Without a server it is not known whether the device number is still that of this mount.
+            Some(id) if self.is_of_this_namespace() && !self.is_running() => id.entry(mounts),
+            Some(id) if self.is_of_this_namespace() => id.entry_or_copy(mounts, &self.mountpoint),
             _ => {
                 let mut topmost = mounts.iter().rev();
                 let topmost = topmost.find(|entry| entry.mountpoint == self.mountpoint)?;

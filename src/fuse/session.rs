@@ -569,7 +569,7 @@ impl Background {
 impl Drop for Background {
     fn drop(&mut self) {
         if self.thread.as_ref().is_some_and(|t| !t.is_finished())
-            && let Err(error) = self.own.detach(Connectedness::Connected)
+            && let Err(error) = self.own.detach(Connectedness::Likely)
         {
             tracing::warn!(%error, "mount left behind");
         }

@@ -268,7 +268,8 @@ impl At<'_> {
         Ok(newest)
     }
 
-    /// Records an owner. A symlink that cannot have a record gets the real owner if possible.
+    /// Records an owner. As with chown(2), set-id bits are lost. A symlink that cannot have a record
+    /// gets the real owner if possible.
     ///
     /// # Errors
     /// Those of setxattr(2).
@@ -288,6 +289,9 @@ impl At<'_> {
         let mut record = Record::of(&stat);
         record.uid = uid.unwrap_or(record.uid);
         record.gid = gid.unwrap_or(record.gid);
+        if stat.kind != FileKind::Directory {
+            record.perm = after_chown(record.perm);
+        }
         self.write(form, &record)
     }
 
@@ -397,18 +401,38 @@ impl At<'_> {
         self.set_xattr(CONTAINERS, &value, XattrFlags::empty())
     }
 
-    /// Marks the root directory of a writable layer: its files have records from now on.
+    /// Marks the root directory of a writable layer: its files have records from now on. Returns their
+    /// form: a file system that is itself such a union keeps the older name for itself (EPERM).
     ///
     /// # Errors
     /// Those of setxattr(2).
-    pub fn begin_records(&self, form: Form) -> Result<(), Errno> {
+    pub fn begin_records(&self, form: Form) -> Result<Form, Errno> {
         let real = self.real_stat()?;
         // It may have the record of the layer below.
         let stat = match Form::of_layer(*self)? {
             Some(known) => self.with_record(known, real)?,
             None => real,
         };
-        self.write(form, &Record::of(&stat))
+        let record = Record::of(&stat);
+        match self.write(form, &record) {
+            Err(Errno::PERM) if form == Form::BothUser => {
+                self.write(Form::Containers, &record)?;
+                Ok(Form::Containers)
+            }
+            other => other.map(|()| form),
+        }
+    }
+}
+
+/// Returns the permission bits of a file that is no directory after chown(2): without set-user-ID, and
+/// without set-group-ID if the group may execute it (`setattr_should_drop_suidgid` of Linux' fs/attr.c).
+fn after_chown(perm: u32) -> u32 {
+    const SET_UID: u32 = 0o4000;
+    const SET_GID: u32 = 0o2000;
+    const GROUP_EXEC: u32 = 0o010;
+    match perm & GROUP_EXEC {
+        0 => perm & !SET_UID,
+        _ => perm & !(SET_UID | SET_GID),
     }
 }
 
@@ -420,6 +444,18 @@ pub(super) fn real_perm(perm: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn set_id_bits_are_lost_as_in_the_kernel() {
+        for (before, after) in [
+            (0o6755, 0o755),
+            (0o6745, 0o2745),
+            (0o1755, 0o1755),
+            (0o4600, 0o600),
+        ] {
+            assert_eq!(after_chown(before), after, "{before:o}");
+        }
+    }
 
     #[test]
     fn values_of_the_three_writers_differ() {

@@ -33,14 +33,16 @@ pub enum Side {
     },
 }
 
-/// Forks a daemon. It has its own session, standard streams on /dev/null, and of the caller's
-/// descriptors only `keep`, so a shell that reads our output to its end does not wait for it. The
-/// daemon closes descriptors without FD_CLOEXEC, which this program was started with. All others
-/// lead to /dev/null there.
+/// Forks a daemon. It has standard streams on /dev/null, and of the caller's descriptors only `keep`,
+/// so a shell that reads our output to its end does not wait for it. The daemon closes descriptors
+/// without FD_CLOEXEC, which this program was started with. All others lead to /dev/null there.
+///
+/// The daemon stays in the session and the process group of the caller until it calls setsid(2).
+/// On an automount point (autofs, x-systemd.automount) all others wait until the mount is there.
 ///
 /// # Errors
 /// EBUSY if the process has several threads (the daemon would have locks that no thread releases);
-/// else those of open(2) on /proc/self, pipe2(2), fork(2), setsid(2) and dup3(2).
+/// else those of open(2) on /proc/self, pipe2(2), fork(2) and dup3(2).
 pub fn daemonize(keep: &[BorrowedFd<'_>]) -> io::Result<Side> {
     require_one_thread()?;
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -49,7 +51,7 @@ pub fn daemonize(keep: &[BorrowedFd<'_>]) -> io::Result<Side> {
         return Ok(Side::Parent { daemon, reply });
     }
     drop(read);
-    detach(Others::LeadNowhere, keep, &write)?;
+    let_go(Others::LeadNowhere, keep, &write)?;
     Ok(Side::Daemon { reply: write })
 }
 
@@ -260,6 +262,11 @@ enum Others {
 /// Begins a session with standard streams on /dev/null and only the descriptors `keep` and `own`.
 fn detach(others: Others, keep: &[BorrowedFd<'_>], own: &OwnedFd) -> io::Result<()> {
     rustix::process::setsid()?;
+    let_go(others, keep, own)
+}
+
+/// Puts the standard streams on /dev/null and keeps only the descriptors `keep` and `own`.
+fn let_go(others: Others, keep: &[BorrowedFd<'_>], own: &OwnedFd) -> io::Result<()> {
     let null = rustix::fs::open(
         "/dev/null",
         OFlags::RDWR | OFlags::CLOEXEC,

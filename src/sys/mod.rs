@@ -42,6 +42,8 @@ pub mod schedule;
 pub mod seccomp;
 pub mod stat;
 #[cfg(feature = "fuse")]
+pub mod stat_bytes;
+#[cfg(feature = "fuse")]
 mod submounts;
 pub(crate) mod sync;
 #[cfg(feature = "fuse")]

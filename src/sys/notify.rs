@@ -1,14 +1,20 @@
 //! System calls that another process answers (seccomp_unotify(2), Linux 5.0): a filter of the caller
-//! gives them to a listener, and the calling thread waits for the answer.
+//! gives them to a listener, and the calling thread waits for the answer. An OCI runtime installs such
+//! a filter itself; [`watch`] does it for other programs.
 //!
 //! A caller can end at any time, and its number can then be that of another process. What was read
 //! through that number counts only if [`Listener::is_waiting`] holds afterwards.
 #![allow(unsafe_code)]
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 /// `SECCOMP_IOCTL_NOTIF_RECV`: `_IOWR('!', 0, struct seccomp_notif)` of linux/seccomp.h.
 const RECEIVE: u32 = 0xc050_2100;
@@ -16,6 +22,10 @@ const RECEIVE: u32 = 0xc050_2100;
 const SEND: u32 = 0xc018_2101;
 /// `SECCOMP_IOCTL_NOTIF_ID_VALID`: `_IOW('!', 2, __u64)`.
 const ID_VALID: u32 = 0x4008_2102;
+/// `SECCOMP_USER_NOTIF_FLAG_CONTINUE` of linux/seccomp.h, Linux 5.5.
+const CONTINUE: u32 = 1;
+/// The first Linux that knows `CONTINUE`.
+const KNOWS_CONTINUE: (u32, u32) = (5, 5);
 
 /// `struct seccomp_notif` and the `struct seccomp_data` in it, of linux/seccomp.h.
 #[repr(C)]
@@ -53,6 +63,19 @@ pub struct WaitingCall {
     pub arguments: [u64; 6],
 }
 
+/// The answer to a system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// It returns 0.
+    Done,
+    /// It fails.
+    Failed(Errno),
+    /// The kernel does what it would have done without the filter ([`knows_kernels_answer`]). What it
+    /// reads from the memory of the caller may have changed meanwhile, so this is no way to allow
+    /// something.
+    OfKernel,
+}
+
 /// The end at which calls arrive.
 #[derive(Debug)]
 pub struct Listener(OwnedFd);
@@ -85,17 +108,22 @@ impl Listener {
         self.ioctl(ID_VALID, (&raw mut id).cast()).is_ok()
     }
 
-    /// Answers a call: it returns 0 or fails.
+    /// Answers a call.
     ///
     /// # Errors
     /// Those of the ioctl: ENOENT if the caller ended meanwhile.
-    pub fn answer(&self, call: &WaitingCall, result: Result<(), Errno>) -> io::Result<()> {
+    pub fn answer(&self, call: &WaitingCall, reply: Reply) -> io::Result<()> {
         let mut response = Response {
             id: call.id,
             value: 0,
-            error: result.map_or_else(|error| -error.raw_os_error(), |()| 0),
+            error: 0,
             flags: 0,
         };
+        match reply {
+            Reply::Done => {}
+            Reply::Failed(error) => response.error = -error.raw_os_error(),
+            Reply::OfKernel => response.flags = CONTINUE,
+        }
         self.ioctl(SEND, (&raw mut response).cast())
     }
 
@@ -113,6 +141,73 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Installs a filter in the program that `command` starts, and in all that it starts, and returns the
+/// socket at which its listener arrives in a message of one byte. The filter
+/// ([`program`](super::seccomp::program)) gives calls to the listener. The program gets no new
+/// privileges.
+///
+/// The message comes before `spawn` of the command returns. If the program cannot be started, the
+/// socket ends without one when the command is dropped.
+///
+/// # Errors
+/// Those of socketpair(2).
+pub fn watch(command: &mut Command, filter: &[u8]) -> io::Result<UnixStream> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut steps: Vec<libc::sock_filter> = Vec::new();
+    for step in filter.chunks_exact(size_of::<libc::sock_filter>()) {
+        steps.push(libc::sock_filter {
+            code: u16::from_ne_bytes([step[0], step[1]]),
+            jt: step[2],
+            jf: step[3],
+            k: u32::from_ne_bytes([step[4], step[5], step[6], step[7]]),
+        });
+    }
+    let len = u16::try_from(steps.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let install = move || -> io::Result<()> {
+        super::capabilities::set_no_new_privs()?;
+        let described = libc::sock_fprog {
+            len,
+            filter: steps.as_mut_ptr(),
+        };
+        // SAFETY: `described` and the program that it points to live through the call, which only
+        // reads them.
+        let listener = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+                &raw const described,
+            )
+        };
+        if listener < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the call has made this descriptor, which closes on exec, and nobody else has it.
+        let listener = unsafe { OwnedFd::from_raw_fd(listener as libc::c_int) };
+        let all = [listener.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&all));
+        let message = [IoSlice::new(&[0])];
+        rustix::net::sendmsg(&theirs, &message, &mut control, SendFlags::empty())?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes three system calls, and no allocation.
+    unsafe { command.pre_exec(install) };
+    Ok(ours)
+}
+
+/// Whether the kernel knows [`Reply::OfKernel`]. Nothing but its version says it.
+pub fn knows_kernels_answer() -> bool {
+    let name = rustix::system::uname();
+    version(&name.release().to_string_lossy()) >= Some(KNOWS_CONTINUE)
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// Whether the kernel can give calls to a listener.
@@ -140,5 +235,14 @@ mod tests {
         assert_eq!(size_of::<Notification>(), size(RECEIVE));
         assert_eq!(size_of::<Response>(), size(SEND));
         assert_eq!(size_of::<u64>(), size(ID_VALID));
+    }
+
+    #[test]
+    fn versions_are_read_from_releases() {
+        assert_eq!(version("6.18.44-fc"), Some((6, 18)));
+        assert_eq!(version("5.4"), Some((5, 4)));
+        assert_eq!(version("5.10.0-21-amd64"), Some((5, 10)));
+        assert_eq!(version("x"), None);
+        assert!(Some((5, 10)) >= Some(KNOWS_CONTINUE) && None < Some(KNOWS_CONTINUE));
     }
 }

@@ -51,8 +51,17 @@ pub struct Answer {
     /// The position of an argument, counted from 0, and bits of its lower 32: the rule applies if
     /// one of them is set. `None`: it applies to all calls.
     pub bits: Option<(u8, u32)>,
-    /// The errno of the answer; 0: the call does nothing and succeeds.
-    pub errno: u16,
+    /// What the rule does.
+    pub then: Then,
+}
+
+/// What a rule of a [`program`] does with a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// It fails with this errno; 0: it does nothing and succeeds.
+    Errno(u16),
+    /// The listener of the filter answers it ([`notify`](super::notify)).
+    AskListener,
 }
 
 /// Returns a filter for another program: `struct sock_filter` after `struct sock_filter`, as
@@ -62,7 +71,10 @@ pub struct Answer {
 pub fn program(answers: &[Answer]) -> Option<Vec<u8>> {
     let mut rules = BTreeMap::new();
     for answer in answers {
-        let action = Action::Fail(answer.errno);
+        let action = match answer.then {
+            Then::Errno(number) => Action::Fail(number),
+            Then::AskListener => Action::AskListener,
+        };
         let rule = match answer.bits {
             None => Rule::Always(action),
             Some((argument, mask)) => Rule::If {

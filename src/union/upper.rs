@@ -98,12 +98,11 @@ fn with_records(mut layer: Layer, spec: &UpperSpec) -> Result<Layer> {
         _ => None,
     };
     if let Some(form) = begun {
-        At::fd(layer.root.as_fd())
-            .begin_records(form)
-            .map_err(|e| {
-                let what = "cannot record owners in extended attributes (xattr_permissions) in";
-                Error::from(e).context(what, spec.layer.path())
-            })?;
+        let begun = At::fd(layer.root.as_fd()).begin_records(form);
+        let form = begun.map_err(|e| {
+            let what = "cannot record owners in extended attributes (xattr_permissions) in";
+            Error::from(e).context(what, spec.layer.path())
+        })?;
         layer.dialect.records = Records::Kept(form);
     }
     Ok(layer)

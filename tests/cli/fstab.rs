@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use testkit::home::{Home, Outcome};
-use testkit::need::can_mount;
+use testkit::need::{Needed, can_mount, has_tools};
 use testkit::store::sample;
 use testkit::{need, program};
 
@@ -54,6 +54,42 @@ fn the_source_is_an_image() {
     assert!(flags_of(&home).contains(&"ro".to_owned()));
     assert!(!home.path("mnt/new").exists());
     home.run(["umount", "mnt"]).ok();
+}
+
+/// x-systemd.automount: the first access waits for the mount, and the daemon does not wait for itself.
+#[test]
+fn an_automount_point_is_mounted_at_the_first_access() {
+    need!(can_mount());
+    need!(has_tools(&["python3", "unshare"]));
+    need!(has_autofs());
+    let (home, helper) = home_with_helper();
+    for options in ["root=ROOT,ephemeral", "root=ROOT,ephemeral,sandbox=off"] {
+        let options = options.replace("ROOT", home.path("docker").to_str().unwrap());
+        let script = r#"
+            python3 -c "$0" "$2" "$1" sample:2 "$2" -o "$3"
+            setsid ls -A "$2" | sort | tr '\n' ' '; grep -c " $2 fuse" /proc/self/mounts
+            umount "$2"; umount "$2""#;
+        let mut command = home.command("unshare");
+        command.args(["-m", "--propagation=private", "sh", "-ec", script]);
+        command.arg(include_str!("automount.py")).arg(&helper);
+        command.arg(home.path("mnt")).arg(&options);
+        let seen = Outcome::from(command.output().unwrap()).ok_with_progress();
+        let (first, rest) = seen.split_once('\n').unwrap();
+        assert!(
+            !first.is_empty() && rest == format!("{first} 1\n"),
+            "{options}: {seen:?}"
+        );
+    }
+}
+
+/// Whether the kernel has autofs. (A mount needs its pipe.)
+fn has_autofs() -> Needed {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if known.split_whitespace().any(|name| name == "autofs") {
+        Ok(())
+    } else {
+        Err("the kernel has no autofs".into())
+    }
 }
 
 #[test]

@@ -59,6 +59,7 @@ fn home() -> Needed<Home> {
         printf 'root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n' > rootfs/etc/passwd
         printf 'root:x:0:\napp:x:1001:\nmore:x:55:app\n' > rootfs/etc/group
         echo plain > rootfs/etc/plain; echo hosts > rootfs/etc/hosts
+        echo theirs > rootfs/etc/theirs; chown 1000:1001 rootfs/etc/theirs
         chmod 1777 rootfs/tmp
         echo in > volume/file; chmod 777 volume
         "#,
@@ -375,8 +376,16 @@ fn owners_that_a_plain_user_gives_are_committed() {
         /d 0:0 755\n/d/a 5:6 4755\n/d/b 7:8 644\n/d/c 9:9 644\n/d/e 2:3 644\n/d/f 0:0 644\n\
         /d/far 0:0 777\n/d/g 0:0 644\n/d/h 3:3 755\n/d/i 11:12 644\n/d/j 0:0 644\n\
         /d/link 0:0 777\n/jail/x 3:4 644\n";
-    fs::write(home.path("out/change"), change).unwrap();
-    for runtime in ["crun", "runc"] {
+    for runtime in RUNTIMES {
+        let mut change = change.to_owned();
+        if runtime == "bwrap" {
+            // Its root may not call chroot(2).
+            change = change.replace(
+                "chroot /jail /bin/busybox chown 3:4 /x",
+                "chown 3:4 /jail/x",
+            );
+        }
+        fs::write(home.path("out/change"), change).unwrap();
         let args = "-v ./volume:/in -v ./out/change:/change --name work app:1 sh -e /change";
         let seen = run(&home, Who::User, runtime, args);
         assert_eq!(seen.code, Some(0), "{runtime} {seen:?}");
@@ -421,27 +430,91 @@ fn owners_that_a_plain_user_gives_are_committed() {
     );
 }
 
-/// Package managers, and tar as root, work in the container of a plain user who has one user ID. The
-/// packages have files of several owners and with set-id bits.
+/// With `--other-users=show`, programs see the owners that are recorded, by every call that tells them,
+/// and no others: the kernel answers for all files that are not those of the image.
 #[test]
-fn packages_are_installed_by_a_plain_user() {
+fn recorded_owners_are_shown_on_request() {
     let home = need!(home());
-    need!(has_tools(&["dpkg", "dpkg-deb", "rpm", "rpmbuild", "tar"]));
-    shell(
-        &home,
-        r#"
-        # Programs of this machine with their libraries.
+    let change = r#"
+        cd /tmp; touch f g h; ln -s f link; ln -s /tmp/f far
+        chown 33:34 f; chown 65534:65534 g; chown 0:7 h
+        stat -c "%n %u:%g %a %s" f g h link /etc/theirs /etc/plain /tmp /bin/busybox
+        stat -L -c "%n %u:%g" link far /proc/self/cwd/f; ls -ln f | grep -c " 33 *34 "
+        exec 3< f; stat -L -c %u:%g /proc/self/fd/3; rm f; stat -L -c %u:%g /proc/self/fd/3
+        chown 5:6 /in/file; stat -c "%n %u:%g" /in/file /dev/null /proc/self
+        cp -a h copy; stat -c %u:%g copy; chown 0:0 h; stat -c %u:%g h
+        mkdir -p jail/bin jail/tmp; cp /bin/busybox jail/bin; touch jail/tmp/x; chown 3:4 jail/tmp/x
+        chroot jail /bin/busybox stat -c "/tmp/x %u:%g" /tmp/x
+        stat absent || stat f/ || stat "" || id -u"#;
+    let expected = "\
+        f 33:34 644 0\ng 65534:65534 644 0\nh 0:7 644 0\nlink 0:0 777 1\n\
+        /etc/theirs 1000:1001 644 7\n/etc/plain 0:0 644 6\n/tmp 0:0 1777 SIZE\n/bin/busybox 0:0 755 SIZE\n\
+        link 33:34\nfar 33:34\n/proc/self/cwd/f 33:34\n1\n33:34\n33:34\n\
+        /in/file 65534:65534\n/dev/null 65534:65534\n/proc/self 65534:65534\n0:7\n0:0\n/tmp/x 3:4\n0\n";
+    for runtime in RUNTIMES {
+        let mut change = change.to_owned();
+        if runtime == "bwrap" {
+            let (jailed, plain) = ("chroot jail /bin/busybox stat", "cd jail/tmp; stat");
+            change = change
+                .replace(jailed, plain)
+                .replace("\" /tmp/x", "\" x; cd /tmp");
+        }
+        fs::write(home.path("out/change"), change).unwrap();
+        let args = "-v ./volume:/in -v ./out/change:/change --name work app:1 sh -e /change";
+        let seen = run(
+            &home,
+            Who::User,
+            runtime,
+            &format!("--other-users show {args}"),
+        );
+        assert_eq!(seen.code, Some(0), "{runtime} {seen:?}");
+        // The sizes of a directory and of a program are those that they are.
+        let stdout: String = seen.stdout.lines().fold(String::new(), |all, line| {
+            let masked = match line.rsplit_once(' ') {
+                Some((rest, _))
+                    if line.starts_with("/tmp 0") || line.starts_with("/bin/busybox") =>
+                {
+                    format!("{rest} SIZE")
+                }
+                _ => line.to_owned(),
+            };
+            all + &masked + "\n"
+        });
+        assert_eq!(stdout, expected, "{runtime} {seen:?}");
+        let look = "mkdir out/mnt; ./unionfs mount --name work out/mnt >&2; cd out/mnt/tmp
+            stat -c '%n %u:%g' g h copy jail/tmp/x; cd ../../..; ./unionfs umount out/mnt
+            rmdir out/mnt; ./unionfs rm work >&2";
+        let seen = sh(&home, Who::User, look).ok_with_progress();
+        let kept = "g 65534:65534\nh 0:0\ncopy 0:7\njail/tmp/x 3:4\n";
+        assert_eq!(seen, kept, "{runtime}");
+    }
+}
+
+/// A function of the shell: puts programs of this machine into `rootfs`, with their libraries.
+const ADD: &str = r#"
         add() {
             for program; do
                 file=$(readlink -f "$(command -v "$program")")
-                rm -f "rootfs/bin/$program"
-                cp "$file" "rootfs/bin/$program"
+                place=rootfs/bin/$program
+                [ "${program#/}" = "$program" ] || place=rootfs$program
+                mkdir -p "$(dirname "$place")"
+                rm -f "$place"
+                cp "$file" "$place"
                 for library in $(ldd "$file" | grep -o '/[^ ]*'); do
                     mkdir -p "rootfs$(dirname "$library")"
                     cp -Ln "$library" "rootfs$library"
                 done
             done
         }
+"#;
+
+/// Package managers, and tar as root, work in the container of a plain user who has one user ID. The
+/// packages have files of several owners and with set-id bits.
+#[test]
+fn packages_are_installed_by_a_plain_user() {
+    let home = need!(home());
+    need!(has_tools(&["dpkg", "dpkg-deb", "rpm", "rpmbuild", "tar"]));
+    let pack = r#"
         add dpkg dpkg-deb dpkg-split dpkg-query tar rpm
         for applet in rm diff ldconfig start-stop-daemon ls stat cat; do
             [ -e rootfs/bin/$applet ] || ln -s busybox rootfs/bin/$applet
@@ -496,8 +569,8 @@ END
         rpmbuild -bb --define "_topdir $PWD/rpm" here.spec >&2
         cp rpm/RPMS/noarch/here-1-1.noarch.rpm in/here.rpm
         chmod 755 in
-        "#,
-    );
+        "#;
+    shell(&home, &[ADD, pack].concat());
     home.run(["import", "-q", "rootfs", "pkg:1"]).ok();
     home.run(["save", "-q", "-o", "pkg.tar", "pkg:1"]).ok();
     sh(&home, Who::User, "./unionfs load -q -i pkg.tar").ok();
@@ -537,6 +610,79 @@ END
     let install = "--other-users refuse -v ./in:/in:ro pkg:1 dpkg -i /in/here.deb";
     let seen = run(&home, Who::User, "crun", install);
     assert_eq!(seen.code, Some(1), "{seen:?}");
+}
+
+/// apt fetches as another user, and checks that it has become that user. In the container of a plain
+/// user it is told that there is none, unless the image or an option says something else.
+#[test]
+fn apt_installs_as_a_plain_user() {
+    let home = need!(home());
+    need!(has_tools(&["apt-get", "dpkg-deb", "tar"]));
+    let pack = r#"
+        mkdir -p rootfs/usr/share rootfs/var/log/apt
+        ln -s ../bin rootfs/usr/bin
+        cp -r /usr/share/dpkg rootfs/usr/share/
+        add dpkg dpkg-deb dpkg-split dpkg-query tar /usr/bin/apt-get
+        for method in file copy store; do add /usr/lib/apt/methods/$method; done
+        for applet in rm diff ldconfig start-stop-daemon; do ln -sf busybox rootfs/bin/$applet; done
+        mkdir -p rootfs/var/lib/dpkg/info rootfs/var/lib/dpkg/updates rootfs/var/lib/apt/lists/partial \
+            rootfs/var/cache/apt/archives/partial rootfs/etc/apt/apt.conf.d rootfs/etc/apt/preferences.d
+        : > rootfs/var/lib/dpkg/status
+        chown 42 rootfs/var/lib/apt/lists/partial rootfs/var/cache/apt/archives/partial
+        chmod 700 rootfs/var/lib/apt/lists/partial rootfs/var/cache/apt/archives/partial
+        printf 'root:x:0:0::/root:/bin/sh\n_apt:x:42:65534::/nonexistent:/usr/sbin/nologin\n' > rootfs/etc/passwd
+        printf 'root:x:0:\n' > rootfs/etc/group
+        echo 'deb [trusted=yes] file:/in ./' > rootfs/etc/apt/sources.list
+
+        mkdir -p tree/opt/here tree/DEBIAN in
+        echo data > tree/opt/here/file
+        chown -R 10:11 tree/opt/here
+        printf 'Package: here\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n' \
+            > tree/DEBIAN/control
+        dpkg-deb --build tree in/here.deb >&2
+        (cat tree/DEBIAN/control; echo Filename: ./here.deb; echo Size: $(stat -c %s in/here.deb)
+        set -- $(sha256sum in/here.deb); echo SHA256: $1) > in/Packages
+        chmod 755 in
+        "#;
+    shell(&home, &[ADD, pack].concat());
+    home.run(["import", "-q", "rootfs", "apt:1"]).ok();
+    home.run(["save", "-q", "-o", "apt.tar", "apt:1"]).ok();
+    sh(&home, Who::User, "./unionfs load -q -i apt.tar").ok();
+    let install =
+        "apt-get update >&2 && apt-get install -y here >&2 && cat /opt/here/file $APT_CONFIG";
+    for runtime in ["crun", "bwrap"] {
+        let args = format!("-v ./in:/in:ro --name work apt:1 sh -c '{install}'");
+        let seen = run(&home, Who::User, runtime, &args);
+        assert_eq!(seen.code, Some(0), "{runtime} {seen:?}");
+        assert!(seen.stdout.starts_with("data\n"), "{runtime} {seen:?}");
+        assert!(
+            seen.stdout.contains("APT::Sandbox::User \"root\";"),
+            "{runtime} {seen:?}"
+        );
+        // Nothing of it is in the image.
+        let look = "./unionfs diff work | grep -e apt.conf -e '^. /dev' >&2 && exit 1
+            mkdir out/mnt; ./unionfs mount --name work out/mnt >&2; stat -c %u:%g out/mnt/opt/here/file
+            ./unionfs umount out/mnt; rmdir out/mnt; ./unionfs rm work >&2";
+        let seen = sh(&home, Who::User, look);
+        assert_eq!(seen.ok_with_progress(), "10:11\n", "{runtime}");
+    }
+    // A configuration of the image or of the user has precedence, and other containers have none.
+    let args = "-e APT_CONFIG=/dev/null -v ./in:/in:ro apt:1 apt-get update";
+    let seen = run(&home, Who::User, "crun", args);
+    assert_eq!(seen.code, Some(100), "{seen:?}");
+    for (who, args) in [
+        (Who::User, "app:1"),
+        (Who::User, "--other-users refuse apt:1"),
+        (Who::Root, "apt:1"),
+    ] {
+        let seen = run(
+            &home,
+            who,
+            "crun",
+            &format!("{args} sh -c 'echo ${{APT_CONFIG-none}}'"),
+        );
+        assert_eq!(seen.ok(), "none\n", "{who:?} {args}");
+    }
 }
 
 /// The limits are those of the container's cgroup, which is gone afterwards.
@@ -677,6 +823,8 @@ fn a_bundle_is_what_runtimes_run() {
                 rm b/config.json; rmdir b/rootfs b"
             );
             let seen = sh(&home, who, &text);
+            let says = seen.stderr.matches("the bundle records no owners").count();
+            assert_eq!(says, usize::from(who == Who::User), "{seen:?}");
             assert_eq!(
                 seen.ok_with_progress(),
                 "0\n/home/app\n",
@@ -687,6 +835,12 @@ fn a_bundle_is_what_runtimes_run() {
     }
     home.run(["bundle", "app:1", "rootfs"])
         .failed(1, &["not empty"]);
+    let quiet =
+        "cd out; ../unionfs bundle --other-users pretend app:1 b; ../unionfs umount b/rootfs
+        rm b/config.json; rmdir b/rootfs b";
+    let seen = sh(&home, Who::User, quiet);
+    assert!(!seen.stderr.contains("owners"), "{seen:?}");
+    seen.ok_with_progress();
 }
 
 /// With a terminal the command has one of its own, and its exit code is passed on.

@@ -84,6 +84,20 @@ fn each_call_can_be_missing() {
     for (_, lack) in ALL {
         without(&[lack], "");
     }
+    // Where the server reads files, it needs no OPEN.
+    without(&[Lack::NoOpen], ",io=cached");
+}
+
+/// A file system may refuse character devices 0:0 with any error: fuse-overlayfs says ENOENT.
+#[test]
+fn whiteouts_can_be_refused_with_any_error() {
+    need_mounts!();
+    use libc::{EACCES, EINVAL, ENODEV, ENOENT, ENOSYS, ENXIO, EOPNOTSUPP, EPERM};
+    for error in [
+        EACCES, EINVAL, ENODEV, ENOENT, ENOSYS, ENXIO, EOPNOTSUPP, EPERM,
+    ] {
+        without(&[Lack::WhiteoutsWith(error)], "");
+    }
 }
 
 #[test]

@@ -19,6 +19,10 @@ const NSPAWN: &str = concat!(
     include_str!("owners/mapped_tree.py"),
     include_str!("owners/nspawn.py")
 );
+const MOUNT_8: &str = concat!(
+    include_str!("owners/mapped_tree.py"),
+    include_str!("owners/mount8.py")
+);
 const OPERATIONS: &str = include_str!("owners/operations.py");
 const MAPPED: &str = "uidmapping=0:1000:10,gidmapping=0:2000:10";
 const USERS: &str = "0 1000 10";
@@ -295,6 +299,41 @@ fn idmapped_by_the_kernel() {
         mapped.unmount();
         mounted.unmount();
     }
+}
+
+/// mount(8) with X-mount.idmap puts an idmapped copy in the place of a mount. It is the mount then: `ps`
+/// shows it, and the daemon takes it away when it ends.
+#[test]
+fn an_idmapped_copy_in_its_place_is_the_mount() {
+    need_mounts!();
+    need!(tools());
+    need!(idmaps_fuse());
+    let scratch = Scratch::disk();
+    let lower = scratch.dir("lower");
+    std::fs::write(lower.join("file"), "").unwrap();
+    let stack = Stack::writable(&scratch, vec![lower]);
+    let script = r#"
+        export XDG_RUNTIME_DIR="$3" UNIONFS_RUNTIME_DIR="$3"
+        "$1" -o "$4,allow_idmap" "$2"
+        python3 -c "$0" "$2" 100000
+        stat -c %u "$2/file"
+        "$1" ps --json > "$3/ps"
+        grep -o '"state": "[a-z]*"' "$3/ps"
+        kill "$(grep -o '"pid": [0-9]*' "$3/ps" | grep -o '[0-9]*')"
+        for try in $(seq 200); do grep -q " $2 " /proc/self/mountinfo || break; sleep 0.05; done
+        grep " $2 " /proc/self/mountinfo || echo gone
+    "#;
+    let args = ["-m", "--propagation=private", "sh", "-ec", script, MOUNT_8];
+    let (run, options) = (scratch.dir("run"), stack.options());
+    let more = [
+        program().as_ref(),
+        stack.mnt.as_os_str(),
+        run.as_os_str(),
+        options.as_ref(),
+    ];
+    let args: Vec<&OsStr> = args.map(OsStr::new).into_iter().chain(more).collect();
+    let seen = output("unshare", &args, Path::new("/"));
+    assert_eq!(seen, "100000\n\"state\": \"live\"\ngone\n");
 }
 
 /// systemd-nspawn puts an idmapped mount in the place of a mount, in which root of the machine is one

@@ -6,9 +6,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use testkit::fixture::Fixture;
 use testkit::layers::set_xattr;
 use testkit::mount::{Fs, Mounted, Scratch, Stack, chmod, fuse_overlayfs};
-use testkit::{errno, need, need_mounts, tree};
+use testkit::tree::Mask;
+use testkit::without::{self, Lack};
+use testkit::{errno, need, need_mounts, program, tree};
 
 const RECORDED: &str = "xattr_permissions=2";
 const NAME: &[u8] = b"user.containers.override_stat";
@@ -280,4 +283,74 @@ fn a_record_that_is_none_is_an_error() {
     let mounted = Fs::Unionfs(RECORDED).mount(&stack);
     let result = std::fs::metadata(mounted.path().join("typed"));
     assert_eq!(errno(result), libc::EINVAL);
+}
+
+/// Mounts a union of nothing on `scratch`, whose server may not change an owner: all files in it
+/// belong to root, as where root is another user on the server of a network file system.
+fn refusing(scratch: &Scratch) -> Mounted {
+    let stack = Stack::writable(scratch, vec![scratch.dir("nothing")]);
+    let mut command = std::process::Command::new(program());
+    command.args(["-o", &stack.options()]).arg(&stack.mnt);
+    let output = without::output(&mut command, &[Lack::Chown]).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    Mounted::new(&stack.mnt, true)
+}
+
+/// The store of a podman with `force_mask` is on a file system that gives nobody another owner: the
+/// union is that over layers on a disk, now and after a remount.
+#[test]
+fn stores_on_file_systems_that_refuse_chown() {
+    need_mounts!();
+    const SCRIPT: &str = "\
+create new 640
+write new 0 text
+chown new 5 6
+chmod new 4755
+chown new 7 4294967295
+mkdir made 755
+chown made 33 44
+chmod made 2775
+create made/in 600
+mknod made/pipe 10600 0 0
+mknod made/null 20666 1 3
+chown made/null 0 5
+chown suid 8 8
+write typed 0 changed
+chmod none 700
+setxattr dir user.note value
+create dir/in 644
+chown dir/in 1000 1000
+link new linked
+rename made/in moved
+rename suid dir/suid
+unlink other
+mkdir other 700
+rmdir other
+unlink null
+create null 600";
+    let place = Scratch::disk();
+    let base = refusing(&place);
+    let file = base.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let refused = chown(&file, Some(5), Some(6)).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+    std::fs::remove_file(&file).unwrap();
+    let fixture = |scratch: Scratch| {
+        let stack = lower(&scratch, NAME);
+        Fixture::over(&Fs::Unionfs(RECORDED), scratch, stack)
+    };
+    let mut usual = fixture(Scratch::disk());
+    let mut other = fixture(Scratch::beneath(base.path()));
+    let mask = Mask::from_now();
+    for line in SCRIPT.lines() {
+        assert_eq!(other.run(line), usual.run(line), "{line}");
+    }
+    tree::assert_same("the union", &usual.tree(), &other.tree(), &mask);
+    assert_eq!(describe(&other.at("new")), "file 755 7:6");
+    assert_eq!(describe(&other.at("made/null")), "char 666 0:5 1,3");
+    usual.remount();
+    other.remount();
+    tree::assert_same("the union later", &usual.tree(), &other.tree(), &mask);
+    drop(other);
+    base.unmount();
 }

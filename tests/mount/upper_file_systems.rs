@@ -181,3 +181,30 @@ fn unionfs() {
     need_mounts!();
     as_on_disk(&need!(stacked(&UNIONFS)), &[ANYWHERE, WITH_XATTRS]);
 }
+
+/// ext4 by a server instead of the kernel. libfuse renames a removed file that is open to
+/// `.fuse_hidden…` until it is closed, so the union is compared when nothing is open any more. fuse2fs
+/// 1.47 forgets the nanoseconds of a file's times when it gets an xattr.
+#[test]
+fn fuse2fs() {
+    need_mounts!();
+    let place = need!(image(|dir| Disk::fuse2fs(dir, "ext4")));
+    let disk = Scratch::disk();
+    let (mut usual, mut other) = (fixture(disk.path()), fixture(&place.dir));
+    let mask = Mask::from_now();
+    for line in [ANYWHERE, WITH_XATTRS]
+        .iter()
+        .flat_map(|script| script.lines())
+    {
+        assert_eq!(other.run(line), usual.run(line), "{line}");
+    }
+    for f in [&mut usual, &mut other] {
+        f.remount();
+    }
+    let seconds = |mut tree: tree::Tree| {
+        tree.values_mut().for_each(|entry| entry.mtime.1 = 0);
+        tree
+    };
+    let (usual, other) = (seconds(usual.tree()), seconds(other.tree()));
+    tree::assert_same("the union later", &usual, &other, &mask);
+}

@@ -2,17 +2,20 @@
 //!
 //! bubblewrap keeps one user: for a plain user the user of the image, for root root. It gives the
 //! command no capability, no new privileges and no further user namespace, and the same filter of
-//! system calls as an OCI runtime.
+//! system calls as an OCI runtime. It cannot give calls to a listener; a filter that it is started with
+//! does that, also for the command.
 
 use std::io::{Seek as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use rustix::io::FdFlags;
 
 use super::directory::Bundle;
-use super::{Container, Network, Rights, Terminal, seccomp, spec};
+use super::seccomp::OfOtherUsers;
+use super::{Container, Network, Rights, Terminal, apt, seccomp, spec};
 
 /// Adds the arguments. bwrap writes to `about` what it has started.
 pub(super) fn arguments(
@@ -74,6 +77,10 @@ pub(super) fn arguments(
             }
         }
     }
+    if container.tells_apt {
+        command.arg("--ro-bind").arg(bundle.path().join(apt::FILE));
+        command.arg(apt::PLACE);
+    }
     for volume in &container.volumes {
         let how = if volume.read_only {
             "--ro-bind"
@@ -95,7 +102,7 @@ pub(super) fn arguments(
             rustix::io::fcntl_setfd(filter, FdFlags::empty())?;
             command.args(["--seccomp", &filter.as_raw_fd().to_string()]);
         }
-        None => tracing::warn!("bwrap gets no filter of system calls on this architecture"),
+        None => crate::cli::warn("bwrap gets no filter of system calls on this architecture"),
     }
     rustix::io::fcntl_setfd(about, FdFlags::empty())?;
     command.args(["--info-fd", &about.as_raw_fd().to_string(), "--"]);
@@ -103,9 +110,18 @@ pub(super) fn arguments(
     Ok(())
 }
 
+/// Whether the program runs with the rights of its owner, which it does not get behind a filter of its
+/// caller.
+pub(super) fn is_set_id(program: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    program
+        .metadata()
+        .is_ok_and(|file| file.mode() & 0o4000 != 0)
+}
+
 /// Returns the filter of system calls in a file without a name, from its beginning.
-pub(super) fn filter(container: &Container, rights: Rights) -> anyhow::Result<Option<OwnedFd>> {
-    let Some(program) = seccomp::program(container.without_records(rights)) else {
+pub(super) fn filter(others: OfOtherUsers) -> anyhow::Result<Option<OwnedFd>> {
+    let Some(program) = seccomp::program(others) else {
         return Ok(None);
     };
     let mut file = tempfile::tempfile().context("cannot make a file for the filter")?;

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 /// The longest path, with the zero behind it (PATH_MAX).
@@ -49,6 +49,15 @@ impl Caller {
     pub(super) fn of_thread(thread: u32) -> Result<Self, Errno> {
         let proc = open(CWD, format!("/proc/{thread}").as_bytes(), OFlags::DIRECTORY)?;
         Ok(Self { proc })
+    }
+
+    /// Returns the memory of the process, at the addresses that it uses itself.
+    ///
+    /// # Errors
+    /// Those of open(2): this process may not write it.
+    pub(super) fn memory(&self) -> Result<File, Errno> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.proc, "mem", flags, Mode::empty()).map(File::from)
     }
 
     /// Reads a path from the memory of the process.
@@ -194,24 +203,6 @@ fn names_of(path: &[u8]) -> Vec<Vec<u8>> {
 
 fn is_of_proc(fd: &OwnedFd) -> Result<bool, Errno> {
     Ok(rustix::fs::fstatfs(fd)?.f_type as u64 == PROC)
-}
-
-/// Gives a file to a user and a group, where they are given, and takes its set-id bits away.
-pub(super) fn chown(file: &OwnedFd, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
-    let uid = uid.map(rustix::fs::Uid::from_raw);
-    let gid = gid.map(rustix::fs::Gid::from_raw);
-    rustix::fs::chownat(file, "", uid, gid, AtFlags::EMPTY_PATH)?;
-    // The server keeps set-id bits in its records, which the kernel would have cleared.
-    let stat = rustix::fs::fstat(file)?;
-    let mode = Mode::from_raw_mode(stat.st_mode);
-    let mut lost = Mode::SUID;
-    lost.set(Mode::SGID, mode.contains(Mode::XGRP));
-    let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    if is_file && mode.intersects(lost) {
-        let itself = format!("/proc/self/fd/{}", file.as_raw_fd());
-        rustix::fs::chmod(itself, mode - lost)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

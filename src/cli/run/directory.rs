@@ -1,5 +1,5 @@
-//! The directory of a bundle: `config.json`, `rootfs`, where root holds volumes `volumes/N`, and
-//! where owners are recorded the socket `owners`.
+//! The directory of a bundle: `config.json`, `rootfs`, where root holds volumes `volumes/N`, where
+//! owners are recorded the socket `owners`, and for images with apt `apt.conf`.
 //!
 //! Invariant: nothing is removed recursively, because a mount could be below. A directory that is
 //! still a mountpoint stays.
@@ -17,6 +17,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use serde_json::Value;
 
 use super::ContainerArgs;
+use super::apt;
 use super::image::{ImageToRun, Own};
 use super::volume::Volume;
 
@@ -161,13 +162,17 @@ impl Bundle {
 
     /// Writes `config.json`.
     pub(super) fn write_config(&self, spec: &Value) -> anyhow::Result<()> {
-        let path = self.path.join("config.json");
+        self.write("config.json", &serde_json::to_vec_pretty(spec)?)
+    }
+
+    /// Writes a new file.
+    pub(super) fn write(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        let path = self.path.join(name);
         let failed = || format!("cannot write {path:?}");
         let mut options = OpenOptions::new();
         let options = options.write(true).create_new(true).mode(0o600);
         let mut file = options.open(&path).with_context(failed)?;
-        file.write_all(&serde_json::to_vec_pretty(spec)?)
-            .with_context(failed)
+        file.write_all(content).with_context(failed)
     }
 
     /// Leaves the bundle to others.
@@ -202,7 +207,7 @@ impl Bundle {
             let _ = std::fs::remove_file(&volume);
             let _ = std::fs::remove_dir(&volume);
         }
-        for file in ["config.json", "pid", "owners"] {
+        for file in ["config.json", "pid", "owners", apt::FILE] {
             let _ = std::fs::remove_file(self.path.join(file));
         }
         for dir in ["volumes", "state", "rootfs", ""] {

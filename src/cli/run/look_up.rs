@@ -10,6 +10,7 @@ use rustix::fs::{FileType, Mode as FileMode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::apt;
 use super::settings::Settings;
 use crate::cli::confined_queries::ask;
 use unionfs::sandbox::Mode;
@@ -33,6 +34,7 @@ pub(super) struct Wanted {
     pub(super) groups: Vec<u32>,
     pub(super) home: String,
     pub(super) executable: Executable,
+    pub(super) has_apt: bool,
 }
 
 /// Whether there is a file that can be executed.
@@ -53,6 +55,7 @@ pub(super) fn in_rootfs(rootfs: &Path, settings: &Settings, mode: Mode) -> anyho
         let root = rustix::fs::open(rootfs, flags, FileMode::empty()).with_context(failed)?;
         let mut wanted = user(root.as_fd(), &settings.user)?;
         wanted.executable = executable(root.as_fd(), settings);
+        wanted.has_apt = at(root.as_fd(), apt::PROGRAM) == Executable::Found;
         Ok(serde_json::to_vec(&wanted)?)
     })?;
     serde_json::from_slice(&answer).context("the process that reads the image gave no answer")
@@ -124,6 +127,7 @@ fn user(root: BorrowedFd<'_>, text: &str) -> anyhow::Result<Wanted> {
         groups: Vec::new(),
         home: record.map_or_else(String::new, |record| field(record, 5)),
         executable: Executable::Missing,
+        has_apt: false,
     };
     if !wanted.home.starts_with('/') {
         wanted.home = if uid == 0 { "/root" } else { "/" }.to_owned();

@@ -12,9 +12,11 @@ use signal_hook::iterator::Signals;
 
 use super::directory::Bundle;
 use super::own_terminal::OwnTerminal;
-use super::recorder::{self, Recorder};
-use super::seccomp::OfOtherUsers;
+use super::recorder::{self, Recorder, Source, Users};
+use super::seccomp::{self, OfOtherUsers};
+use super::watched_calls::Watched;
 use super::{Container, NOT_STARTED, Rights, Terminal, bubblewrap, program, spec};
+use unionfs::sys::notify;
 
 /// The program that starts containers.
 pub(super) enum Runtime {
@@ -76,23 +78,28 @@ impl Runtime {
                          install crun or bwrap, or give -u 0"
                     );
                 }
-                let users = container.recorded_users(rights);
-                let socket =
-                    users.and_then(|users| Some((users, recorder::socket(bundle.path())?)));
-                let others = match &socket {
-                    Some((_, (_, path))) => OfOtherUsers::Recorded(path),
-                    None => container.without_records(rights),
-                };
+                let mut recording = recording(container, rights)?;
+                let mut socket = None;
+                if let Some((_, watched)) = recording {
+                    match recorder::socket(bundle.path()) {
+                        Ok(made) => socket = Some(made),
+                        Err(error) => {
+                            not_recorded(watched, error)?;
+                            recording = None;
+                        }
+                    }
+                }
+                let others = of_others(container, rights, recording);
+                let listener = socket.as_ref().map(|(_, path)| path.as_path());
                 let rootfs = bundle.rootfs();
-                let mut spec = spec::of(container, rights, &rootfs, others);
+                let mut spec = spec::of(container, rights, &rootfs, others, listener);
                 if rights != Rights::Root && container.has_limits() {
                     let cgroup = container.delegated_cgroup(name_of(bundle)?)?;
                     spec["linux"]["cgroupsPath"] = cgroup.to_str().into();
                 }
                 bundle.write_config(&spec)?;
-                let recorder = socket
-                    .map(|(users, (socket, _))| Recorder::start(socket, &rootfs, users))
-                    .transpose()?;
+                let source = socket.map(|(socket, _)| Source::Runtime(socket));
+                let recorder = start_recorder(recording, source, &rootfs)?;
                 let pid_file = bundle.path().join("pid");
                 let mut command = Command::new(program);
                 command.arg("--root").arg(bundle.path().join("state"));
@@ -119,7 +126,15 @@ impl Runtime {
             Self::Bubblewrap(program) => {
                 let (read, write) = rustix::pipe::pipe()?;
                 let mut command = Command::new(program);
-                let filter = bubblewrap::filter(container, rights)?;
+                let mut recording = recording(container, rights)?;
+                if let (Some((_, watched)), true) = (recording, bubblewrap::is_set_id(program)) {
+                    not_recorded(
+                        watched,
+                        "bwrap has more rights than its caller (set-user-ID)",
+                    )?;
+                    recording = None;
+                }
+                let filter = bubblewrap::filter(of_others(container, rights, recording))?;
                 let filter = filter.as_ref();
                 bubblewrap::arguments(&mut command, container, rights, bundle, &write, filter)?;
                 let terminal = match container.terminal {
@@ -129,6 +144,11 @@ impl Runtime {
                         Some(end.context("cannot make a terminal")?)
                     }
                 };
+                let watched = recording.and_then(|(_, watched)| seccomp::watching(watched));
+                let source = watched.map(|filter| notify::watch(&mut command, &filter));
+                let source = source.transpose().context("cannot record owners")?;
+                let source = source.map(Source::Program);
+                let recorder = start_recorder(recording, source, &bundle.rootfs())?;
                 let child = start(&mut command)?;
                 // What it was given is closed here.
                 drop(command);
@@ -143,7 +163,11 @@ impl Runtime {
                 let pid = about["child-pid"].as_i64();
                 let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
                 let target = pid.unwrap_or(Pid::from_child(&child));
-                let status = wait(child, target, signals)?;
+                let status = wait(child, target, signals);
+                if let Some(recorder) = recorder {
+                    recorder.stop();
+                }
+                let status = status?;
                 drop(terminal);
                 Ok(match pid {
                     Some(_) => code(status),
@@ -151,6 +175,60 @@ impl Runtime {
                 })
             }
         }
+    }
+}
+
+/// Returns whose owners are recorded, and which calls that needs, if this machine can do it.
+///
+/// # Errors
+/// If it cannot, and they were to be shown.
+fn recording(container: &Container, rights: Rights) -> anyhow::Result<Option<(Users, Watched)>> {
+    let Some((users, watched)) = container.recorded_users(rights) else {
+        return Ok(None);
+    };
+    match recorder::obstacle(watched) {
+        None => Ok(Some((users, watched))),
+        Some(why) => not_recorded(watched, why).map(|()| None),
+    }
+}
+
+/// Says once that owners are not recorded.
+///
+/// # Errors
+/// If they were to be shown.
+fn not_recorded(watched: Watched, why: impl std::fmt::Display) -> anyhow::Result<()> {
+    match watched {
+        Watched::Changes => {
+            crate::cli::warn(format_args!(
+                "owners that root of the container gives are not recorded: {why}"
+            ));
+            Ok(())
+        }
+        Watched::ChangesAndQuestions => bail!("--other-users=show is not possible here: {why}"),
+    }
+}
+
+fn of_others(
+    container: &Container,
+    rights: Rights,
+    recording: Option<(Users, Watched)>,
+) -> OfOtherUsers {
+    match recording {
+        Some((_, watched)) => OfOtherUsers::Recorded(watched),
+        None => container.without_records(rights),
+    }
+}
+
+fn start_recorder(
+    recording: Option<(Users, Watched)>,
+    source: Option<Source>,
+    rootfs: &Path,
+) -> anyhow::Result<Option<Recorder>> {
+    match (recording, source) {
+        (Some((users, watched)), Some(source)) => {
+            Recorder::start(source, rootfs, users, watched).map(Some)
+        }
+        _ => Ok(None),
     }
 }
 

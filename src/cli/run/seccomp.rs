@@ -8,10 +8,13 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use unionfs::sys::seccomp::Answer;
+use unionfs::sys::seccomp::{Answer, Then};
+
+use super::old_calls as old;
+use super::watched_calls::{CHOWN, Watched};
 
 /// A call by its name, and its number on this architecture, if it is there.
-type Named = (&'static str, Option<libc::c_long>);
+pub(super) type Named = (&'static str, Option<libc::c_long>);
 
 /// Calls that fail with EPERM.
 const REFUSED: [Named; 56] = [
@@ -73,18 +76,6 @@ const REFUSED: [Named; 56] = [
     ("vhangup", Some(libc::SYS_vhangup)),
 ];
 
-/// Calls that give a file to another user. Where a container has one user ID, the kernel refuses them
-/// with EINVAL or EPERM before any file system sees them.
-const CHOWN: [Named; 7] = [
-    ("chown", old::CHOWN),
-    ("chown32", None),
-    ("fchown", Some(libc::SYS_fchown)),
-    ("fchown32", None),
-    ("fchownat", Some(libc::SYS_fchownat)),
-    ("lchown", old::LCHOWN),
-    ("lchown32", None),
-];
-
 /// Calls that make a process another user's, which the kernel refuses there too.
 const BECOME_OTHERS: [Named; 18] = [
     ("setgroups", Some(libc::SYS_setgroups)),
@@ -107,31 +98,6 @@ const BECOME_OTHERS: [Named; 18] = [
     ("setfsgid32", None),
 ];
 
-/// The numbers of calls that newer architectures do not have.
-#[cfg(target_arch = "x86_64")]
-mod old {
-    use libc::c_long;
-
-    pub(super) const CHOWN: Option<c_long> = Some(libc::SYS_chown);
-    pub(super) const IOPERM: Option<c_long> = Some(libc::SYS_ioperm);
-    pub(super) const IOPL: Option<c_long> = Some(libc::SYS_iopl);
-    pub(super) const LCHOWN: Option<c_long> = Some(libc::SYS_lchown);
-    pub(super) const SYSFS: Option<c_long> = Some(libc::SYS_sysfs);
-    pub(super) const USELIB: Option<c_long> = Some(libc::SYS_uselib);
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-mod old {
-    use libc::c_long;
-
-    pub(super) const CHOWN: Option<c_long> = None;
-    pub(super) const IOPERM: Option<c_long> = None;
-    pub(super) const IOPL: Option<c_long> = None;
-    pub(super) const LCHOWN: Option<c_long> = None;
-    pub(super) const SYSFS: Option<c_long> = None;
-    pub(super) const USELIB: Option<c_long> = None;
-}
-
 /// The flags of clone(2) that make namespaces.
 const NAMESPACES: u64 = 0x7e02_0000;
 /// ENOSYS: programs then use clone(2), whose flags can be seen.
@@ -141,90 +107,52 @@ const FORBIDDEN: u16 = 1;
 
 /// The calls that concern users whom the container does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum OfOtherUsers<'a> {
+pub(super) enum OfOtherUsers {
     /// The kernel decides.
     Kernel,
     /// They do nothing and succeed.
     Pretended,
-    /// As `Pretended`, but the runtime gives the changes of owners to a listener at this socket.
-    Recorded(&'a Path),
+    /// As `Pretended`, but a listener answers these calls.
+    Recorded(Watched),
 }
 
-/// A change of an owner, as its arguments say it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Chown {
-    /// The descriptor of the file, or of the directory at which the path begins.
-    pub(super) dir: i32,
-    /// The address of the path.
-    pub(super) path: Option<u64>,
-    /// Whether an empty path names `dir`.
-    pub(super) may_be_empty: bool,
-    /// Whether a symlink at the end of the path is followed.
-    pub(super) follows: bool,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+fn answers(calls: &[Named], then: Then) -> impl Iterator<Item = Answer> {
+    let numbers = calls.iter().filter_map(|(_, number)| *number);
+    numbers.map(move |call| Answer {
+        call,
+        bits: None,
+        then,
+    })
 }
 
-impl Chown {
-    /// Reads the arguments of a system call of this architecture; `None` for another call.
-    pub(super) fn of(call: libc::c_long, arguments: &[u64; 6]) -> Option<Self> {
-        let [a, b, c, d, e, _] = *arguments;
-        let by_path = |follows| Self {
-            dir: libc::AT_FDCWD,
-            path: Some(a),
-            may_be_empty: false,
-            follows,
-            uid: b as u32,
-            gid: c as u32,
-        };
-        match call {
-            _ if Some(call) == old::CHOWN => Some(by_path(true)),
-            _ if Some(call) == old::LCHOWN => Some(by_path(false)),
-            libc::SYS_fchown => Some(Self {
-                dir: a as i32,
-                path: None,
-                ..by_path(true)
-            }),
-            libc::SYS_fchownat => Some(Self {
-                dir: a as i32,
-                path: Some(b),
-                may_be_empty: e as i32 & libc::AT_EMPTY_PATH != 0,
-                follows: e as i32 & libc::AT_SYMLINK_NOFOLLOW == 0,
-                uid: c as u32,
-                gid: d as u32,
-            }),
-            _ => None,
-        }
-    }
-}
-
-/// Returns the filter as a program for bubblewrap; `None` on architectures for which there is none.
-pub(super) fn program(others: OfOtherUsers<'_>) -> Option<Vec<u8>> {
-    let all = |calls: &[Named], errno| -> Vec<Answer> {
-        let numbers = calls.iter().filter_map(|(_, number)| *number);
-        let answer = |call| Answer {
-            call,
-            bits: None,
-            errno,
-        };
-        numbers.map(answer).collect()
-    };
-    let mut answers = all(&REFUSED, FORBIDDEN);
-    answers.extend(all(&[("clone3", Some(libc::SYS_clone3))], NOT_THERE));
-    answers.push(Answer {
+/// Returns the filter as a program for bubblewrap; `None` on architectures for which there is none. A
+/// listener gets its calls from another filter ([`watching`]), and this one lets them pass.
+pub(super) fn program(others: OfOtherUsers) -> Option<Vec<u8>> {
+    let mut all: Vec<Answer> = answers(&REFUSED, Then::Errno(FORBIDDEN)).collect();
+    let clone3 = ("clone3", Some(libc::SYS_clone3));
+    all.extend(answers(&[clone3], Then::Errno(NOT_THERE)));
+    all.push(Answer {
         call: libc::SYS_clone,
         bits: Some((0, NAMESPACES as u32)),
-        errno: FORBIDDEN,
+        then: Then::Errno(FORBIDDEN),
     });
     if others != OfOtherUsers::Kernel {
-        answers.extend(all(&BECOME_OTHERS, 0));
-        answers.extend(all(&CHOWN, 0));
+        all.extend(answers(&BECOME_OTHERS, Then::Errno(0)));
     }
-    unionfs::sys::seccomp::program(&answers)
+    if others == OfOtherUsers::Pretended {
+        all.extend(answers(&CHOWN, Then::Errno(0)));
+    }
+    unionfs::sys::seccomp::program(&all)
 }
 
-/// Returns the filter for OCI runtimes.
-pub(super) fn filter(others: OfOtherUsers<'_>) -> Value {
+/// Returns the filter that gives calls to a listener; `None` on architectures for which there is none.
+pub(super) fn watching(watched: Watched) -> Option<Vec<u8>> {
+    let all: Vec<Answer> = answers(&watched.calls(), Then::AskListener).collect();
+    unionfs::sys::seccomp::program(&all)
+}
+
+/// Returns the filter for OCI runtimes, which give the listener to the socket `listener`.
+pub(super) fn filter(others: OfOtherUsers, listener: Option<&Path>) -> Value {
     let names = |calls: &[Named]| -> Vec<&str> { calls.iter().map(|(name, _)| *name).collect() };
     let architectures: &[&str] = match std::env::consts::ARCH {
         "x86_64" => &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
@@ -248,9 +176,9 @@ pub(super) fn filter(others: OfOtherUsers<'_>) -> Value {
     let of_others = match others {
         OfOtherUsers::Kernel => vec![],
         OfOtherUsers::Pretended => vec![pretended(&BECOME_OTHERS), pretended(&CHOWN)],
-        OfOtherUsers::Recorded(_) => vec![
+        OfOtherUsers::Recorded(watched) => vec![
             pretended(&BECOME_OTHERS),
-            json!({"names": names(&CHOWN), "action": "SCMP_ACT_NOTIFY"}),
+            json!({"names": names(&watched.calls()), "action": "SCMP_ACT_NOTIFY"}),
         ],
     };
     let mut filter = json!({
@@ -258,49 +186,8 @@ pub(super) fn filter(others: OfOtherUsers<'_>) -> Value {
         "architectures": architectures,
         "syscalls": whole.into_iter().chain(of_others).chain(flags).collect::<Vec<_>>(),
     });
-    if let OfOtherUsers::Recorded(socket) = others {
+    if let Some(socket) = listener {
         filter["listenerPath"] = json!(socket);
     }
     filter
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn changes_of_owners_are_read_from_their_arguments() {
-        let arguments = [7, 8, 9, 10, libc::AT_EMPTY_PATH as u64, 0];
-        let of = |call| Chown::of(call, &arguments);
-        let at = of(libc::SYS_fchownat).unwrap();
-        assert_eq!((at.dir, at.path, at.uid, at.gid), (7, Some(8), 9, 10));
-        assert!(at.may_be_empty && at.follows);
-        let fchown = of(libc::SYS_fchown).unwrap();
-        assert_eq!(
-            (fchown.dir, fchown.path, fchown.uid, fchown.gid),
-            (7, None, 8, 9)
-        );
-        if let (Some(chown), Some(lchown)) = (old::CHOWN, old::LCHOWN) {
-            let (chown, lchown) = (of(chown).unwrap(), of(lchown).unwrap());
-            assert_eq!(
-                (chown.dir, chown.path, chown.uid, chown.gid),
-                (libc::AT_FDCWD, Some(7), 8, 9)
-            );
-            assert!(chown.follows && !lchown.follows);
-        }
-        assert_eq!(of(libc::SYS_setuid), None);
-        let none = [
-            0,
-            0,
-            u64::from(u32::MAX),
-            u64::MAX,
-            libc::AT_SYMLINK_NOFOLLOW as u64,
-            0,
-        ];
-        let at = Chown::of(libc::SYS_fchownat, &none).unwrap();
-        assert_eq!(
-            (at.uid, at.gid, at.follows, at.may_be_empty),
-            (u32::MAX, u32::MAX, false, false)
-        );
-    }
 }

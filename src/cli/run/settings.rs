@@ -94,15 +94,21 @@ impl Settings {
         value(&self.environment, "PATH").unwrap_or(PATH)
     }
 
-    /// Adds the variables that every container has.
-    pub(super) fn complete(&mut self, wanted: &Wanted, hostname: &str, terminal: Terminal) {
+    /// Adds the variables that every container has, and one more.
+    pub(super) fn complete(
+        &mut self,
+        wanted: &Wanted,
+        hostname: &str,
+        terminal: Terminal,
+        more: Option<(&str, &str)>,
+    ) {
         let defaults = [
             ("PATH", PATH),
             ("HOME", wanted.home.as_str()),
             ("HOSTNAME", hostname),
         ];
         let terminal = (terminal == Terminal::Given).then_some(("TERM", "xterm"));
-        for (name, default) in defaults.into_iter().chain(terminal) {
+        for (name, default) in defaults.into_iter().chain(terminal).chain(more) {
             if value(&self.environment, name).is_none() {
                 self.environment.push(format!("{name}={default}"));
             }

@@ -6,7 +6,7 @@ use rustix::fs::FileType;
 use serde_json::{Value, json};
 
 use super::seccomp::{self, OfOtherUsers};
-use super::{Container, Network, Rights, Terminal};
+use super::{Container, Network, Rights, Terminal, apt};
 
 /// What root of a container may do, as in podman: enough to install packages and serve a port, and no
 /// device nodes.
@@ -56,7 +56,8 @@ pub(super) fn of(
     container: &Container,
     rights: Rights,
     rootfs: &Path,
-    others: OfOtherUsers<'_>,
+    others: OfOtherUsers,
+    listener: Option<&Path>,
 ) -> Value {
     let wanted = &container.wanted;
     let held: &[&str] = if wanted.uid == 0 { &CAPABILITIES } else { &[] };
@@ -91,7 +92,7 @@ pub(super) fn of(
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
             "resources": resources(container, rights),
-            "seccomp": seccomp::filter(others),
+            "seccomp": seccomp::filter(others, listener),
         },
     })
 }
@@ -175,6 +176,11 @@ fn mounts(container: &Container, rights: Rights, rootfs: &Path) -> Vec<Value> {
                 all.push(bind(Path::new(file), file, &options));
             }
         }
+    }
+    if container.tells_apt {
+        let options = ["bind", "rprivate", "nosuid", "noexec", "nodev", "ro"];
+        let source = rootfs.with_file_name(apt::FILE);
+        all.push(bind(&source, apt::PLACE, &options));
     }
     for volume in &container.volumes {
         let how = if volume.read_only { "ro" } else { "rw" };

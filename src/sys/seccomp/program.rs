@@ -22,6 +22,8 @@ pub(super) enum Action {
     Kill,
     /// The call fails with this error number.
     Fail(u16),
+    /// The call waits for the answer of the filter's listener (seccomp_unotify(2)).
+    AskListener,
 }
 
 impl Action {
@@ -30,6 +32,7 @@ impl Action {
             Self::Allow => libc::SECCOMP_RET_ALLOW,
             Self::Kill => libc::SECCOMP_RET_KILL_PROCESS,
             Self::Fail(errno) => libc::SECCOMP_RET_ERRNO | u32::from(errno),
+            Self::AskListener => libc::SECCOMP_RET_USER_NOTIF,
         }
     }
 }
@@ -92,7 +95,7 @@ pub(super) const NATIVE: Option<u32> = if cfg!(target_arch = "x86_64") {
 
 /// The bit of numbers of the x32 ABI (Linux' arch/x86/include/uapi/asm/unistd.h). It has the same
 /// `seccomp_data.arch`, and the same calls under other numbers.
-pub(super) const X32: u32 = 0x4000_0000;
+const X32: u32 = 0x4000_0000;
 
 /// Codes of instructions (linux/bpf_common.h, linux/filter.h).
 const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
@@ -141,7 +144,9 @@ impl Table {
     fn of_x32(&self) -> Action {
         match self.otherwise {
             Action::Kill => Action::Kill,
-            Action::Allow | Action::Fail(_) => Action::Fail(libc::ENOSYS as u16),
+            Action::Allow | Action::Fail(_) | Action::AskListener => {
+                Action::Fail(libc::ENOSYS as u16)
+            }
         }
     }
 

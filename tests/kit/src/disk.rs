@@ -34,6 +34,25 @@ impl Disk {
         Self::mount("xfs", &image, &dir.join(name), "nouuid")
     }
 
+    /// Creates ext4 in the same way, and mounts it by fuse2fs(1). Its size is 64 MiB.
+    pub fn fuse2fs(dir: &Path, name: &str) -> Result<Self, String> {
+        Self::make("ext4", dir, name, 64, &[])?;
+        let (image, path) = (dir.join(format!("{name}.img")), dir.join(name));
+        std::fs::create_dir(&path).unwrap();
+        let mut mount = Command::new("fuse2fs");
+        let mount = mount.arg(&image).arg(&path).args(["-o", "rw,allow_other"]);
+        let output = mount.output().map_err(|e| format!("needs fuse2fs: {e}"))?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        Ok(Self {
+            image,
+            mountpoint: path.clone(),
+            kind: "fuse2fs",
+            path,
+        })
+    }
+
     /// Creates a file system of any type, with further arguments of mkfs.
     pub fn made_with(
         kind: &'static str,

@@ -1,6 +1,7 @@
 //! Hosts that lack system calls: the program runs under a filter of system calls (seccomp(2)) that
-//! refuses them as an old kernel does. `UNIONFS_TEST_WITHOUT` names what is refused for all mounts
-//! of the tests, so that a whole suite runs without it.
+//! refuses them as an old kernel does, and does not use what an old kernel does not offer for FUSE
+//! (`UNIONFS_TEST_KERNEL_WITHOUT`, which programs with debug assertions read). `UNIONFS_TEST_WITHOUT`
+//! names what is missing for all mounts of the tests, so that a whole suite runs without it.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -36,12 +37,23 @@ pub enum Lack {
     Xattrat,
     /// Landlock, Linux 5.13.
     Landlock,
+    /// Character devices 0:0 (mknodat(2) with ENOENT, as on fuse-overlayfs).
+    Whiteouts,
+    /// The same with another error.
+    WhiteoutsWith(i32),
+    /// chown(2) and its relatives to any user but root (EPERM, as on NFS for root that is another user
+    /// there).
+    Chown,
+    /// READDIRPLUS, Linux 3.9.
+    ReaddirPlus,
+    /// ENOSYS as the answer to OPEN (Linux 3.16) and OPENDIR (Linux 5.1).
+    NoOpen,
     /// All calls that Linux 4.18 does not have.
     Linux4_18,
 }
 
 /// All of them, with their names in `UNIONFS_TEST_WITHOUT`.
-pub const ALL: [(&str, Lack); 14] = [
+pub const ALL: [(&str, Lack); 17] = [
     ("statx", Lack::Statx),
     ("openat2", Lack::Openat2),
     ("mount-calls", Lack::MountCalls),
@@ -55,6 +67,9 @@ pub const ALL: [(&str, Lack); 14] = [
     ("fchmodat2", Lack::Chmodat),
     ("xattrat", Lack::Xattrat),
     ("landlock", Lack::Landlock),
+    ("whiteouts", Lack::Whiteouts),
+    ("readdirplus", Lack::ReaddirPlus),
+    ("no-open", Lack::NoOpen),
     ("4.18", Lack::Linux4_18),
 ];
 
@@ -64,6 +79,8 @@ struct Rule {
     /// The position of an argument and bits; the rule applies if one of them is set (`None`: to all
     /// calls).
     bits: Option<(u32, u32)>,
+    /// The position of an argument that must be 0 as well.
+    zero: Option<u32>,
     error: i32,
 }
 
@@ -90,6 +107,7 @@ impl Lack {
             let rule = |call: &libc::c_long| Rule {
                 call: *call,
                 bits: None,
+                zero: None,
                 error: libc::ENOSYS,
             };
             calls.iter().map(rule).collect()
@@ -97,6 +115,7 @@ impl Lack {
         let with = |call, argument, bits: i32, error| Rule {
             call,
             bits: Some((argument, bits as u32)),
+            zero: None,
             error,
         };
         match self {
@@ -125,6 +144,25 @@ impl Lack {
             Self::Chmodat => missing(&[FCHMODAT2]),
             Self::Xattrat => missing(XATTRAT),
             Self::Landlock => missing(LANDLOCK),
+            Self::Whiteouts => Self::WhiteoutsWith(libc::ENOENT).rules(),
+            Self::WhiteoutsWith(error) => {
+                let kind = libc::S_IFCHR as i32;
+                let mut rule = with(libc::SYS_mknodat, 2, kind, error);
+                rule.zero = Some(3);
+                vec![rule]
+            }
+            // No change of an ID (all bits) is one of these as well, which nobody but chown(1) asks for.
+            Self::Chown => {
+                let calls = [(libc::SYS_fchown, 1), (libc::SYS_fchownat, 2)];
+                let of = |(call, first)| {
+                    [
+                        with(call, first, -1, libc::EPERM),
+                        with(call, first + 1, -1, libc::EPERM),
+                    ]
+                };
+                calls.into_iter().flat_map(of).collect()
+            }
+            Self::ReaddirPlus | Self::NoOpen => Vec::new(),
             Self::Linux4_18 => {
                 let others = [
                     libc::SYS_openat2,
@@ -158,6 +196,19 @@ pub fn asked() -> Vec<Lack> {
         .collect()
 }
 
+/// Whether mounts of the tests have these. The error is the reason why a test whose expectation needs
+/// them cannot run.
+///
+/// # Errors
+/// The first that `UNIONFS_TEST_WITHOUT` names.
+pub fn has(needed: &[Lack]) -> Result<(), String> {
+    let asked = asked();
+    match needed.iter().find(|lack| asked.contains(lack)) {
+        Some(lack) => Err(format!("{lack:?} is left out (UNIONFS_TEST_WITHOUT)")),
+        None => Ok(()),
+    }
+}
+
 /// Runs a command without these, and all that it starts.
 ///
 /// # Errors
@@ -166,6 +217,13 @@ pub fn output(command: &mut Command, lacks: &[Lack]) -> io::Result<Output> {
     if lacks.is_empty() {
         return command.output();
     }
+    let of_kernel = lacks.iter().filter_map(|lack| match lack {
+        Lack::ReaddirPlus => Some("readdirplus"),
+        Lack::NoOpen => Some("no-open"),
+        _ => None,
+    });
+    let of_kernel: Vec<&str> = of_kernel.collect();
+    command.env("UNIONFS_TEST_KERNEL_WITHOUT", of_kernel.join(","));
     let rules: Vec<Rule> = lacks.iter().flat_map(|lack| lack.rules()).collect();
     // The filter holds for the thread and what it starts.
     std::thread::scope(|scope| {
@@ -190,15 +248,23 @@ fn refuse(rules: &[Rule]) -> io::Result<()> {
         let answer = libc::SECCOMP_RET_ERRNO | rule.error as u32;
         // The number of the call is the first field of `struct seccomp_data`.
         program.push(step(LOAD, 0, 0, 0));
-        match rule.bits {
-            None => program.push(step(EQUAL, 0, 1, rule.call as u32)),
-            Some((argument, bits)) => {
-                program.push(step(EQUAL, 0, 3, rule.call as u32));
-                // The lower half of an argument, on a little-endian machine.
-                let low = if cfg!(target_endian = "little") { 0 } else { 4 };
-                program.push(step(LOAD, 0, 0, 16 + 8 * argument + low));
-                program.push(step(ANY_BIT, 0, 1, bits));
-            }
+        // The lower half of an argument, on a little-endian machine.
+        let low = if cfg!(target_endian = "little") { 0 } else { 4 };
+        let argument = |position: u32| step(LOAD, 0, 0, 16 + 8 * position + low);
+        let mut conditions = Vec::new();
+        if let Some((position, bits)) = rule.bits {
+            conditions.push((argument(position), ANY_BIT, bits));
+        }
+        if let Some(position) = rule.zero {
+            conditions.push((argument(position), EQUAL, 0));
+        }
+        // A condition that does not hold goes on behind the answer.
+        let mut rest = 2 * conditions.len() as u8 + 1;
+        program.push(step(EQUAL, 0, rest, rule.call as u32));
+        for (load, compare, value) in conditions {
+            rest -= 2;
+            program.push(load);
+            program.push(step(compare, 0, rest, value));
         }
         program.push(step(RETURN, 0, 0, answer));
     }
