@@ -158,6 +158,8 @@ else
     # io=cached, which mounts of plain users have.
     data=(attr copy_file_range create differences fallocate fsync hardlinks link lseek open_unlinked)
     data+=(read_only read_write rename set_id data programs times fsx:: exerciser::)
+    # These name the policy of each of their mounts, so they would only repeat themselves.
+    data+=(--skip io_policies:: --skip set_id_namespaces:: --skip leases:: --skip syscalls::)
     export UNIONFS_TEST_IO=cached
     part "io=cached"
     for name in mount traps suites; do tests $name "${data[@]}"; done
@@ -165,7 +167,7 @@ else
     # The tests of messages and of the trait of operations run over the crate `fuser`. It has neither times
     # of birth nor unnamed files. The tests of these are left out, and one test that takes long.
     fuser=(acl:: attr:: copy_file_range:: create:: differences:: fallocate:: forget:: fsync:: handles::)
-    fuser+=(hardlinks:: inode_numbers:: ioctls:: link:: lookup:: lseek:: mkdir:: mknod:: non_root::)
+    fuser+=(hardlinks:: inode_numbers:: ioctls:: link:: lookup:: lseek:: mkdir:: mknod::)
     fuser+=(open_unlinked:: read_only:: read_write:: readdir:: rename:: rmdir:: set_id:: statfs:: unlink::)
     fuser+=(creation_modes:: times:: renames:: listing:: programs:: pjdfstest:: faults::of_data of_set_id_bits)
     fuser+=(--skip birth --skip unnamed_files --skip names_that_stay)
@@ -177,8 +179,18 @@ else
         echo "not run over io_uring: this kernel has none for FUSE (no $switch)"
     else
         export UNIONFS_TEST_TRANSPORT=uring
+        # These name the transport of each of their mounts, or other programs mount for them. They would only repeat
+        # themselves.
+        uring=(uring fuser leases syscalls descriptors podman buildah non_root upper_on_fuse_overlayfs)
+        # These test how the union reads layers and writes uppers, below the transport, which does not know of either.
+        uring+=(peers dialects whiteout_forms wh_files believed recorded swapped several_file_systems)
+        uring+=(upper_file_systems lower_unchanged markers)
+        uring=("${uring[@]/%/::}" over_io_uring over_fuser fall_as_in_the_kernel)
+        # An error of a system call takes the same way through the transport, whichever change it stops.
+        crash=(frozen:: killed:: shut_down:: full_ unreadable:: faults::of_data faults::of_a_copy_up)
         part "io_uring"
-        for name in mount traps crash; do tests $name; done
+        for name in mount traps; do tests $name "${uring[@]/#/--skip=}"; done
+        tests crash "${crash[@]}"
         tests parity scenarios regressions
         tests suites fsx exerciser
     fi
