@@ -58,6 +58,8 @@ fn of_the_crate(table: &Table) -> Vec<sock_filter> {
         Action::Allow => SeccompAction::Allow,
         Action::Kill => SeccompAction::KillProcess,
         Action::Fail(errno) => SeccompAction::Errno(errno.into()),
+        // Seccompiler has no such action, and no table here has it.
+        Action::AskListener => SeccompAction::Log,
     };
     let mut matching = None;
     let mut rules = BTreeMap::new();
