@@ -84,7 +84,7 @@ declare -A programs
 compile() {
     local log path name
     log=$(mktemp)
-    cargo test --no-run "$@" 2>"$log" || { cat "$log" >&2; return 1; }
+    cargo --color never test --no-run "$@" 2>"$log" || { cat "$log" >&2; return 1; }
     while read -r path; do
         name=$(basename "$path")
         name=${name%-*}
