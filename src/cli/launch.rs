@@ -257,9 +257,12 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     let building =
         wanted.and_then(|catalog| BackgroundBuild::prepare(catalog, &request.stack, mode));
     // A daemon leaves the process group of the caller only after it has mounted: see `daemonize`.
-    let begin_session = || match request.foreground {
-        true => Ok(()),
-        false => rustix::process::setsid().map(drop),
+    let is_daemon = !request.foreground;
+    let begin_session = || {
+        if is_daemon {
+            rustix::process::setsid()?;
+        }
+        Ok::<_, std::io::Error>(())
     };
     let (mounted, fresh) = match mode {
         Mode::Off => {

@@ -618,7 +618,7 @@ END
 fn apt_installs_as_a_plain_user() {
     let home = need!(home());
     need!(has_tools(&["apt-get", "dpkg-deb", "tar"]));
-    let pack = r#"
+    let pack = r"
         mkdir -p rootfs/usr/share rootfs/var/log/apt
         ln -s ../bin rootfs/usr/bin
         cp -r /usr/share/dpkg rootfs/usr/share/
@@ -643,7 +643,7 @@ fn apt_installs_as_a_plain_user() {
         (cat tree/DEBIAN/control; echo Filename: ./here.deb; echo Size: $(stat -c %s in/here.deb)
         set -- $(sha256sum in/here.deb); echo SHA256: $1) > in/Packages
         chmod 755 in
-        "#;
+        ";
     shell(&home, &[ADD, pack].concat());
     home.run(["import", "-q", "rootfs", "apt:1"]).ok();
     home.run(["save", "-q", "-o", "apt.tar", "apt:1"]).ok();

@@ -9,7 +9,7 @@
 //! Invariant: a file is opened with O_PATH, so nothing happens to it, whatever it is.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
@@ -208,6 +208,7 @@ fn is_of_proc(fd: &OwnedFd) -> Result<bool, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd as _;
     use std::os::unix::fs::{MetadataExt as _, symlink};
 
     /// A caller with the root directory and working directory of this process.
