@@ -9,8 +9,8 @@ use testkit::caches;
 use testkit::fixture::Fixture;
 use testkit::layers::{self, Form};
 use testkit::mount::Fs;
-use testkit::need_mounts;
 use testkit::stats::requests_of;
+use testkit::{need, need_mounts, without};
 
 // Linux requests the access time of a directory again after each READDIR (fs/fuse,
 // `fuse_invalidate_atime`), unless the mount is read-only. A walk that reads it (opendir(3) does by
@@ -92,6 +92,7 @@ fn assert_silent_again(what: &str, make: fn() -> Fixture, action: impl Fn(&Fixtu
 #[test]
 fn a_first_lookup_is_counted() {
     need_mounts!();
+    need!(without::has_everything());
     let f = Fixture::standard();
     let sent = requests_of(f.root(), || {
         f.at("plain.txt").symlink_metadata().unwrap();
@@ -117,6 +118,7 @@ fn cached() -> Fixture {
 #[test]
 fn files_passed_through_send_what_they_must() {
     need_mounts!();
+    need!(without::has_everything());
     const FILES: u64 = 20;
     let _undisturbed = caches::undisturbed();
     let passthrough = Fs::Unionfs("io=passthrough");
@@ -151,6 +153,7 @@ fn files_passed_through_send_what_they_must() {
 #[test]
 fn a_second_walk_sends_nothing() {
     need_mounts!();
+    need!(without::has_everything());
     let walk = |f: &Fixture| assert!(walk_without_atime(f.root()) > 30);
     assert_silent_again("a walk", Fixture::standard, walk);
     assert_silent_again("a walk, read-only", read_only, walk);
@@ -159,6 +162,7 @@ fn a_second_walk_sends_nothing() {
 #[test]
 fn a_second_ordinary_walk_of_a_read_only_union_sends_nothing() {
     need_mounts!();
+    need!(without::has_everything());
     let walk = |f: &Fixture| assert!(walk(f.root()) > 30);
     assert_silent_again("an ordinary walk, read-only", read_only, walk);
 }
@@ -166,6 +170,7 @@ fn a_second_ordinary_walk_of_a_read_only_union_sends_nothing() {
 #[test]
 fn ordinary_walks_settle() {
     need_mounts!();
+    need!(without::has_everything());
     assert_silent_again("two ordinary walks", Fixture::standard, |f| {
         walk(f.root());
         walk(f.root());
@@ -175,6 +180,7 @@ fn ordinary_walks_settle() {
 #[test]
 fn a_second_read_of_a_lower_file_sends_nothing() {
     need_mounts!();
+    need!(without::has_everything());
     for (path, size) in [
         ("plain.txt", 23),
         ("big.bin", 300_000),
@@ -189,6 +195,7 @@ fn a_second_read_of_a_lower_file_sends_nothing() {
 #[test]
 fn a_repeated_failing_lookup_sends_nothing() {
     need_mounts!();
+    need!(without::has_everything());
     for path in ["no", "removed.txt", "merged/gone", "deep/a/no"] {
         assert_silent_again(path, Fixture::standard, |f| {
             for _ in 0..10 {
@@ -201,6 +208,7 @@ fn a_repeated_failing_lookup_sends_nothing() {
 #[test]
 fn a_second_readlink_sends_nothing() {
     need_mounts!();
+    need!(without::has_everything());
     assert_silent_again("readlink", Fixture::standard, |f| {
         let target = std::fs::read_link(f.at("link-rel")).unwrap();
         assert_eq!(target.as_os_str(), "plain.txt");
@@ -211,6 +219,7 @@ fn a_second_readlink_sends_nothing() {
 #[test]
 fn a_second_walk_after_a_change_sends_nothing() {
     need_mounts!();
+    need!(without::has_everything());
     assert_silent_again("a walk after a change", Fixture::standard, |f| {
         let new = f.at("deep/new");
         if new.symlink_metadata().is_err() {

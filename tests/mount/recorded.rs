@@ -347,7 +347,7 @@ create null 600";
     }
     tree::assert_same("the union", &usual.tree(), &other.tree(), &mask);
     assert_eq!(describe(&other.at("new")), "file 755 7:6");
-    assert_eq!(describe(&other.at("made/null")), "char 666 0:5 1,3");
+    assert_eq!(describe(&other.at("made/null")), "char 644 0:5 1,3");
     usual.remount();
     other.remount();
     tree::assert_same("the union later", &usual.tree(), &other.tree(), &mask);

@@ -16,7 +16,7 @@ use testkit::fixture::Fixture;
 use testkit::mount::{Fs, Scratch, Stack};
 use testkit::need::has_tools;
 use testkit::strace::Trace;
-use testkit::{need, need_mounts};
+use testkit::{need, need_mounts, without};
 
 /// How often each operation is done.
 const TIMES: usize = 40;
@@ -272,6 +272,7 @@ const POLICIES: [(&str, &str, Option<&str>); 3] = [
 
 fn keeps_to_the_budget(layers: usize) {
     need_mounts!();
+    need!(without::has_everything());
     need!(has_tools(&["strace"]));
     for (policy, options, only) in POLICIES {
         keeps_to_it(layers, policy, options, only);

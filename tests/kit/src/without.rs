@@ -209,6 +209,14 @@ pub fn has(needed: &[Lack]) -> Result<(), String> {
     }
 }
 
+/// Whether mounts of the tests lack nothing, for tests that count messages or system calls.
+///
+/// # Errors
+/// As [`has`].
+pub fn has_everything() -> Result<(), String> {
+    has(&ALL.map(|(_, lack)| lack))
+}
+
 /// Runs a command without these, and all that it starts.
 ///
 /// # Errors
