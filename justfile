@@ -60,6 +60,12 @@ bench-load *ARGS:
 bench-push *ARGS:
     benches/push/run.sh {{ARGS}}
 
+# how long mounts of 1, 128 and 500 layers take, beside kernel overlayfs (root)
+bench-mount *ARGS:
+    ci/install.sh python3
+    cargo build --release
+    benches/mount.py "${CARGO_TARGET_DIR:-target}/release/unionfs" {{ARGS}}
+
 # `unionfs images` of a store of 1,000 images
 bench-list *ARGS:
     benches/list.sh {{ARGS}}
