@@ -65,6 +65,12 @@ bench-push *ARGS:
 bench-pull *ARGS:
     benches/pull/run.sh {{ARGS}}
 
+# how long mounts of 1, 128 and 500 layers take, beside kernel overlayfs (root)
+bench-mount *ARGS:
+    ci/install.sh python3
+    cargo build --release
+    benches/mount.py "${CARGO_TARGET_DIR:-target}/release/unionfs" {{ARGS}}
+
 # `unionfs images` of a store of 1,000 images
 bench-list *ARGS:
     benches/list.sh {{ARGS}}

@@ -245,6 +245,8 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
         _ => "unionfs".into(),
     };
     let read_only = call.options.read_only == Some(true) || call.options.upper.is_none();
+    let ends_soon = !call.foreground && !call.fake;
+    let namespace = launch::prepare_namespace(call.options.sandbox, ends_soon);
     let stack = stack(&call.options, read_only)?;
     let rules = mount_checks::Rules {
         nonempty: true,
@@ -266,6 +268,7 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
         option_texts: call.texts,
         catalog: catalog::of_directories(&call.options),
         options: call.options,
+        namespace,
     })
 }
 

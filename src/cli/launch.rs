@@ -34,6 +34,7 @@ use unionfs::layer::{Records, StackSpec};
 use unionfs::oci::Digest;
 use unionfs::sandbox::{self, Mode};
 use unionfs::sys::daemon::{Side, daemonize};
+use unionfs::sys::namespace::Prepared;
 use unionfs::sys::process::{in_initial_user_namespace, is_root_of_machine};
 use unionfs::union::{self, Union};
 
@@ -65,6 +66,20 @@ pub(super) struct Request {
     pub(super) options: MountOptions,
     /// The catalog of the lowers.
     pub(super) catalog: Option<MountCatalog>,
+    /// The namespace of the server, if another process makes it.
+    pub(super) namespace: Option<Prepared>,
+}
+
+/// Starts a process that makes the namespace of a daemon in a sandbox. Call it as early as possible. A
+/// server in the foreground makes its own: this process must end soon, as it does not wait for the
+/// other.
+pub(super) fn prepare_namespace(mode: Mode, ends_soon: bool) -> Option<Prepared> {
+    if mode == Mode::Off || !ends_soon {
+        return None;
+    }
+    let started = Prepared::start();
+    let told = started.inspect_err(|error| tracing::debug!(%error, "no namespace is prepared"));
+    told.ok().flatten()
 }
 
 /// The origin of a mountpoint.
@@ -118,6 +133,7 @@ fn mount(mut request: Request) -> anyhow::Result<()> {
     // There must be no other thread: see `daemonize`.
     let dirs = request.stack.dirs().map(|dir| dir.as_fd());
     let keep = dirs.chain(request.target.place.connection().map(|fd| fd.as_fd()));
+    let keep = keep.chain(request.namespace.as_ref().map(|made| made.as_fd()));
     match daemonize(&keep.collect::<Vec<_>>()).context("cannot start the daemon")? {
         Side::Parent { daemon, reply } => {
             // After a failure the daemon has ended, and dropping the request removes its upper.
@@ -272,9 +288,13 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
         }
         _ => {
             let afterwards = Box::new(move |outcome| end_fresh(fresh, outcome));
-            let enter = Box::new(|union: &Union| {
+            let namespace = request.namespace.take();
+            let request = &request;
+            let enter = Box::new(move |union: &Union| {
                 begin_session()?;
-                in_sandbox(&request, private, union).enter()
+                let mut daemon = in_sandbox(request, private, union);
+                daemon.namespace = namespace;
+                daemon.enter()
             });
             let sandbox = Sandboxed::new(enter, afterwards);
             (fuse::mount_sandboxed(union, &config, sandbox)?, None)

@@ -43,14 +43,19 @@ impl Control {
     }
 
     /// Opens the files for [`Self::abort`] and [`Self::read_ahead`]. Call it before a sandbox is
-    /// entered.
-    pub(super) fn open_files(&self) {
+    /// entered. A mount that was made for this is returned: unmounting takes long, so a copy of this
+    /// process is to close it last.
+    pub(super) fn open_files(&self) -> Option<OwnedFd> {
+        let (mut abort, mut made) = (None, None);
+        match open_abort_in(self.number.1) {
+            Ok((file, mount)) => (abort, made) = (Some(file), mount),
+            Err(error) => tracing::debug!(%error, "the connection cannot be aborted"),
+        }
         self.files.get_or_init(|| Files {
-            abort: open_abort(self.number.1)
-                .map_err(|error| tracing::debug!(%error, "the connection cannot be aborted"))
-                .ok(),
+            abort,
             read_ahead: self.open_read_ahead().ok(),
         });
+        made
     }
 
     /// Whether the file system is neither gone nor aborted.
@@ -119,13 +124,22 @@ impl Control {
 /// ENOENT if there is no such connection; EACCES if it belongs to another user; EPERM if fusectl is
 /// not mounted and may not be.
 pub(super) fn open_abort(minor: u32) -> io::Result<OwnedFd> {
+    open_abort_in(minor).map(|(file, _)| file)
+}
+
+/// As [`open_abort`], with the mount that was made to find the file.
+fn open_abort_in(minor: u32) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
     let file = PathBuf::from(minor.to_string()).join("abort");
     let usual = Path::new("/sys/fs/fuse/connections").join(&file);
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     match rustix::fs::open(&usual, flags, Mode::empty()) {
         // fusectl is not mounted (containers). A new mount of it is used that has no mountpoint.
-        Err(Errno::NOENT) => Ok(rustix::fs::openat(fusectl()?, &file, flags, Mode::empty())?),
-        result => Ok(result?),
+        Err(Errno::NOENT) => {
+            let made = fusectl()?;
+            let file = rustix::fs::openat(&made, &file, flags, Mode::empty())?;
+            Ok((file, Some(made)))
+        }
+        result => Ok((result?, None)),
     }
 }
 

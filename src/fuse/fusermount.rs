@@ -5,18 +5,15 @@
 //! SCM_RIGHTS. On failure it closes the socket without a message and explains on stderr.
 
 use std::ffi::OsString;
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-
 use super::config::{self, MountConfig};
 use super::error::{Error, Result};
+use crate::sys::passing;
 
 /// Finds fusermount3, or its predecessor, in PATH or the usual places.
 pub(super) fn find_helper() -> Option<PathBuf> {
@@ -56,7 +53,7 @@ pub(super) fn mount(config: &MountConfig, mountpoint: &Path) -> Result<OwnedFd> 
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| failed(format!("{}: {e}", helper.display())))?;
-    let received = receive(&ours);
+    let received = passing::receive(&ours);
     let output = child
         .wait_with_output()
         .map_err(|e| failed(e.to_string()))?;
@@ -104,29 +101,6 @@ fn options(config: &MountConfig) -> OsString {
     OsString::from_vec(out)
 }
 
-/// Receives the connection. `None` if the helper closed the socket without a message.
-fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0u8];
-    let received = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(
-            socket,
-            &mut [IoSliceMut::new(&mut byte)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-    })?;
-    let fd = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    if received.bytes > 0 && fd.is_none() {
-        return Err(io::Error::other("fusermount3 sent no descriptor"));
-    }
-    Ok(fd)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,21 +116,6 @@ mod tests {
             options(&config),
             r"subtype=unionfs,default_permissions,fsname=a\,b\\c,ro,noexec"
         );
-    }
-
-    #[test]
-    fn a_closed_socket_is_no_descriptor() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        drop(theirs);
-        assert!(receive(&ours).unwrap().is_none());
-    }
-
-    #[test]
-    fn a_byte_without_descriptor_is_an_error() {
-        use std::io::Write;
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        theirs.write_all(b"x").unwrap();
-        assert!(receive(&ours).is_err());
     }
 
     #[test]

@@ -69,10 +69,8 @@ impl Attachment {
         &self.control
     }
 
-    /// Opens the files that are needed after the sandbox has been entered. The `keeper` does the
-    /// other work.
+    /// Hands the work that a server in a sandbox may not do to `keeper`.
     pub(super) fn prepare_sandbox(&mut self, keeper: Arc<Keeper>) {
-        self.control.open_files();
         self.keeper = Some(keeper);
     }
 

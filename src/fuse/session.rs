@@ -248,7 +248,10 @@ fn prepare(
     wire::Connection::look_around();
     let places = union.file_systems();
     let own = attachment.own();
+    let made = attachment.control().open_files();
     let keeper = Keeper::start(own, record.as_ref(), &places, sandbox.afterwards);
+    // The keeper has it too, and closes it meanwhile.
+    drop(made);
     let keeper = Arc::new(keeper.map_err(|error| failed(attachment.mountpoint(), error))?);
     let finder = Arc::clone(&keeper);
     union.find_origins_by(Box::new(move |dev, origin| finder.find_origin(dev, origin)));

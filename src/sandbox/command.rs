@@ -266,16 +266,19 @@ struct Filter {
 
 impl Filter {
     fn install(&self) -> io::Result<()> {
-        if !self.writes {
-            // The error is that of a read-only file system.
-            seccomp::refuse(&calls::changes(), Errno::ROFS)?;
-        }
         let mut allowed = calls::of_command();
         if self.network {
             seccomp::refuse_sockets_but(&calls::INTERNET)?;
             allowed.extend(calls::of_network());
         }
-        seccomp::restrict(&allowed, calls::UNKNOWN_TO_COMMANDS)
+        // The error is that of a read-only file system.
+        let refused = if self.writes {
+            Vec::new()
+        } else {
+            calls::changes()
+        };
+        let unknown = calls::UNKNOWN_TO_COMMANDS;
+        seccomp::restrict_refusing(&allowed, &refused, Errno::ROFS, unknown)
     }
 }
 

@@ -8,6 +8,7 @@ use rustix::thread::CapabilitySet;
 
 use super::{InForce, Kept, Mode, Needed, calls, kept, kept_for, names, part};
 use crate::sys::landlock::{Beneath, Network};
+use crate::sys::namespace::Prepared;
 use crate::sys::seccomp::Call;
 use crate::sys::{capabilities, landlock, namespace, seccomp};
 
@@ -93,6 +94,8 @@ pub struct Daemon<'a> {
     /// Whether io_uring may be used for requests to the kernel, which the filter of system calls
     /// does not see. The other parts hold for it.
     pub rings: bool,
+    /// The empty mount namespace, if another process makes it.
+    pub namespace: Option<Prepared>,
 }
 
 impl<'a> Daemon<'a> {
@@ -105,6 +108,7 @@ impl<'a> Daemon<'a> {
             write,
             private_layers: false,
             rings: false,
+            namespace: None,
         }
     }
 
@@ -113,7 +117,7 @@ impl<'a> Daemon<'a> {
     ///
     /// # Errors
     /// With [`Mode::Strict`], the error of the part that is not possible.
-    pub fn enter(&self) -> io::Result<InForce> {
+    pub fn enter(self) -> io::Result<InForce> {
         let mut in_force = InForce::default();
         let mode = self.mode;
         if mode == Mode::Off {
@@ -126,7 +130,7 @@ impl<'a> Daemon<'a> {
             capabilities: self.capabilities(),
             rings: self.rings,
         };
-        rights.confine(mode, in_force)
+        rights.confine(mode, self.namespace, in_force)
     }
 
     fn capabilities(&self) -> CapabilitySet {
@@ -160,7 +164,7 @@ pub fn enter_beside(
         capabilities: kept_for(&KEPT, Needed::Always),
         rings: false,
     };
-    rights.confine(mode, in_force)
+    rights.confine(mode, None, in_force)
 }
 
 /// What a confined process may still do.
@@ -173,8 +177,18 @@ struct Rights<'r> {
 }
 
 impl Rights<'_> {
-    fn confine(&self, mode: Mode, mut in_force: InForce) -> io::Result<InForce> {
-        let done = namespace::leave();
+    fn confine(
+        &self,
+        mode: Mode,
+        namespace: Option<Prepared>,
+        mut in_force: InForce,
+    ) -> io::Result<InForce> {
+        let prepared = namespace.map(Prepared::enter);
+        let done = match prepared {
+            Some(Ok(())) => Ok(()),
+            // What that process could not do, this one may not be able to do either, with a reason.
+            None | Some(Err(_)) => namespace::leave(),
+        };
         in_force.mount_namespace = part(mode, "the mount namespace", done)?.is_some();
         let done = capabilities::set_no_new_privs();
         in_force.no_new_privs = part(mode, "no_new_privs", done)?.is_some();

@@ -7,7 +7,8 @@
 
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,6 +16,8 @@ use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::{DupFlags, Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, WaitOptions};
+
+use super::passing;
 
 /// The side of [`daemonize`] that this process is.
 #[derive(Debug)]
@@ -51,9 +54,13 @@ pub fn daemonize(keep: &[BorrowedFd<'_>]) -> io::Result<Side> {
         return Ok(Side::Parent { daemon, reply });
     }
     drop(read);
+    IS_DAEMON.store(true, Ordering::Relaxed);
     let_go(Others::LeadNowhere, keep, &write)?;
     Ok(Side::Daemon { reply: write })
 }
+
+/// Whether this process is a daemon, whose parent waits only for its first answer and then ends.
+static IS_DAEMON: AtomicBool = AtomicBool::new(false);
 
 fn require_one_thread() -> io::Result<()> {
     let mut tasks = std::fs::read_dir("/proc/self/task")?;
@@ -101,17 +108,9 @@ fn start_helper(
         SocketFlags::CLOEXEC,
         None,
     )?;
-    if let Some(between) = fork()? {
-        // This child ends at once. The helper is its child and then has no parent that waits for
-        // it.
-        rustix::io::retry_on_intr(|| {
-            rustix::process::waitpid(Some(between), WaitOptions::empty()).map(drop)
-        })?;
+    if is_in_other_process()? {
         std::mem::forget(work);
         return Ok(ours);
-    }
-    if !matches!(fork(), Ok(None)) {
-        end();
     }
     ignore_signals();
     drop(ours);
@@ -122,6 +121,26 @@ fn start_helper(
         }));
     }
     end()
+}
+
+/// Forks a process that nobody has to wait for. Returns true in this process, and false in the new
+/// one.
+fn is_in_other_process() -> io::Result<bool> {
+    if IS_DAEMON.load(Ordering::Relaxed) {
+        return Ok(fork_beside()?.is_some());
+    }
+    if let Some(between) = fork()? {
+        // This child ends at once. The helper is its child and then has no parent that waits for
+        // it.
+        rustix::io::retry_on_intr(|| {
+            rustix::process::waitpid(Some(between), WaitOptions::empty()).map(drop)
+        })?;
+        return Ok(true);
+    }
+    if !matches!(fork(), Ok(None)) {
+        end();
+    }
+    Ok(false)
 }
 
 /// Runs `work` in a copy of this process, and returns the bytes that `work` writes to the
@@ -151,6 +170,55 @@ pub fn answer_of(limit: u64, work: impl FnOnce(OwnedFd)) -> io::Result<Vec<u8>> 
         Some((_, status)) if status.exit_status() == Some(0) => Ok(answer),
         _ => Err(io::ErrorKind::BrokenPipe.into()),
     }
+}
+
+/// A descriptor that a copy of this process makes. See [`descriptor_of`].
+#[derive(Debug)]
+pub struct Pending(OwnedFd);
+
+impl Pending {
+    /// Waits for the descriptor.
+    ///
+    /// # Errors
+    /// Those of recvmsg(2); [`io::ErrorKind::BrokenPipe`] if the copy could not make it.
+    pub fn take(self) -> io::Result<OwnedFd> {
+        passing::receive(&self.0)?.ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl AsFd for Pending {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Starts a copy of this process that makes a descriptor, sends it and ends. The copy is a child that
+/// this process does not wait for, so it is for a process that ends soon. It has all descriptors of this
+/// process, and drops nothing at its end. This process neither runs nor drops `make`.
+///
+/// # Errors
+/// EBUSY if the process has several threads; else those of open(2) on /proc/self, socketpair(2) and
+/// fork(2).
+pub(crate) fn descriptor_of(make: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<Pending> {
+    require_one_thread()?;
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    if fork()?.is_some() {
+        std::mem::forget(make);
+        return Ok(Pending(ours));
+    }
+    ignore_signals();
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        if let Ok(made) = make() {
+            // The reader may be gone.
+            let _ = passing::send(&theirs, made.as_fd());
+        }
+    }));
+    end()
 }
 
 /// As [`answer_of`], but kills the copy if its answer is not complete after `patience`. A copy that
@@ -247,6 +315,20 @@ fn fork() -> io::Result<Option<Pid>> {
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         pid => Ok(Pid::from_raw(pid)),
+    }
+}
+
+/// Forks a child of this process's parent (CLONE_PARENT of clone(2)), as [`fork`].
+#[allow(unsafe_code)]
+fn fork_beside() -> io::Result<Option<Pid>> {
+    let flags = libc::c_long::from(libc::CLONE_PARENT | libc::SIGCHLD);
+    let none: libc::c_long = 0;
+    // SAFETY: as in `fork`: without CLONE_VM and a stack, the child has a copy of the memory and goes on
+    // here. libc runs no handlers of its own around the call; those reset locks, which are free in a
+    // process with one thread.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(i32::try_from(pid).ok().and_then(Pid::from_raw)),
     }
 }
 

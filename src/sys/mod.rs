@@ -32,6 +32,8 @@ pub mod narrow;
 pub mod notify;
 pub mod openat2;
 #[cfg(feature = "fuse")]
+pub(crate) mod passing;
+#[cfg(feature = "fuse")]
 pub mod probe;
 pub mod process;
 #[cfg(feature = "store")]

@@ -1,7 +1,8 @@
 //! An empty mount namespace (mount_namespaces(7), pivot_root(2)).
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -9,7 +10,9 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags, UnmountFlags,
 };
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags};
+
+use super::daemon::{self, Pending};
 
 /// Gives this process a mount namespace of its own with an empty, read-only root directory. It
 /// contains only `proc`: the processes without the rest of /proc, or, where that may not be
@@ -21,23 +24,82 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 /// EPERM without CAP_SYS_ADMIN; those of the system calls for mounts (Linux 5.12). After
 /// ENOTRECOVERABLE the process must end; see `in_new_namespace`.
 pub fn leave() -> Result<(), Errno> {
-    let own = own_process()?;
     in_new_namespace(|| {
-        let root = empty_root()?;
-        replace_root(&root, || {
-            let (proc, place) = match all_processes() {
-                Ok(all) => (all, c"proc"),
-                Err(error) => {
-                    tracing::debug!(%error, "no proc of its own: threads follow no caller");
-                    rustix::fs::mkdirat(&root, "proc/self", Mode::from_raw_mode(0o555))?;
-                    (own, c"proc/self")
-                }
-            };
-            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-            rustix::mount::move_mount(&proc, "", &root, place, flags)
-        })?;
-        seal_root()
+        // Later the /proc of this process cannot be found any more.
+        let proc = match all_processes() {
+            Ok(all) => Proc::All(all),
+            Err(error) => {
+                tracing::debug!(%error, "no proc of its own: threads follow no caller");
+                Proc::OfThisProcess(own_process()?)
+            }
+        };
+        to_empty_root(&proc)
     })
+}
+
+/// What an empty root directory has in `proc`: a mount.
+enum Proc {
+    All(OwnedFd),
+    OfThisProcess(OwnedFd),
+}
+
+/// An empty mount namespace that another process makes meanwhile. Making one takes as long as the
+/// rest of a small mount: it copies all mounts, and unmounts the copies.
+#[derive(Debug)]
+pub struct Prepared(Pending);
+
+impl Prepared {
+    /// Starts the process that makes it. This process must have one thread and end soon, as it does
+    /// not wait for the other. `None` if this process lacks the right.
+    ///
+    /// # Errors
+    /// Those of capget(2), socketpair(2) and fork(2).
+    pub fn start() -> io::Result<Option<Self>> {
+        let own = rustix::thread::capabilities(None)?.effective;
+        if !own.contains(CapabilitySet::SYS_ADMIN) {
+            return Ok(None);
+        }
+        let made = daemon::descriptor_of(|| {
+            // With the files of one process it would be of no use to another.
+            in_new_namespace(|| to_empty_root(&Proc::All(all_processes()?)))?;
+            Ok(present()?)
+        })?;
+        Ok(Some(Self(made)))
+    }
+
+    /// As [`leave`], into this namespace.
+    ///
+    /// # Errors
+    /// EPIPE if it could not be made; those of setns(2), after which the process is where it was.
+    pub fn enter(self) -> Result<(), Errno> {
+        let made = self.0.take();
+        let made = made.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::PIPE))?;
+        rustix::thread::move_into_link_name_space(made.as_fd(), Some(LinkNameSpaceType::Mount))
+    }
+}
+
+impl AsFd for Prepared {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Makes an empty directory with `proc` the root directory of this new namespace.
+fn to_empty_root(proc: &Proc) -> Result<(), Errno> {
+    let root = empty_root()?;
+    replace_root(&root, || {
+        let (proc, place) = match proc {
+            Proc::All(all) => (all, c"proc"),
+            Proc::OfThisProcess(own) => {
+                let place = c"proc/self";
+                rustix::fs::mkdirat(&root, place, Mode::from_raw_mode(0o555))?;
+                (own, place)
+            }
+        };
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        rustix::mount::move_mount(proc, "", &root, place, flags)
+    })?;
+    seal_root()
 }
 
 /// Returns the /proc of this process as a mount of its own.

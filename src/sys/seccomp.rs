@@ -43,6 +43,20 @@ pub fn restrict(allowed: &[Call], unknown: &[libc::c_long]) -> io::Result<()> {
     install(&restriction(allowed, unknown)?)
 }
 
+/// As [`restrict`], and has those of `refused` fail with that error. What is refused must be allowed.
+/// It is one filter: each further one takes time to install.
+///
+/// # Errors
+/// As [`restrict`].
+pub fn restrict_refusing(
+    allowed: &[Call],
+    refused: &[Call],
+    error: Errno,
+    unknown: &[libc::c_long],
+) -> io::Result<()> {
+    install(&restriction_with(allowed, refused, error, unknown)?)
+}
+
 /// A rule of a [`program`].
 #[derive(Clone, Copy, Debug)]
 pub struct Answer {
@@ -99,17 +113,6 @@ pub fn program(answers: &[Answer]) -> Option<Vec<u8>> {
     Some(bytes.collect())
 }
 
-/// Makes these system calls fail with that error.
-///
-/// # Errors
-/// As [`restrict`].
-pub fn refuse(calls: &[Call], error: Errno) -> io::Result<()> {
-    install(&Table {
-        rules: rules(calls, failure(error)?)?,
-        otherwise: Action::Allow,
-    })
-}
-
 /// Allows only sockets of these families. Others fail with EAFNOSUPPORT. Of netlink(7) only routing
 /// is allowed, from which libc learns the addresses of this machine: the kernel has other services
 /// behind netlink.
@@ -130,6 +133,19 @@ fn restriction(allowed: &[Call], unknown: &[libc::c_long]) -> io::Result<Table> 
         rules,
         otherwise: Action::Kill,
     })
+}
+
+fn restriction_with(
+    allowed: &[Call],
+    refused: &[Call],
+    error: Errno,
+    unknown: &[libc::c_long],
+) -> io::Result<Table> {
+    let mut table = restriction(allowed, unknown)?;
+    for (number, rule) in rules(refused, failure(error)?)? {
+        table.put_before(number, rule);
+    }
+    Ok(table)
 }
 
 fn only_sockets(families: &[u32]) -> io::Result<Table> {

@@ -52,11 +52,11 @@ impl Union {
             return attr_of(&self.stack, &inode);
         }
         protect::check_setattr(&self.stack, &inode, set)?;
-        match set.size {
+        let copy = match set.size {
             // Data beyond the new size need not be copied.
             Some(size) => self.copying().copy_up_to(&inode, size)?,
             None => self.copying().copy_up_metadata(&inode)?,
-        }
+        };
         pin_if_unwritable_later(&self.stack, &self.orphans, &inode, set.perm)?;
         if let Some(size) = set.size {
             // The reply carries the new mode, so no separate notification is needed.
@@ -68,7 +68,7 @@ impl Union {
             let loss = drops.then_some(SetIdLoss { caller, fell });
             truncate(&self.stack, &inode, size, loss)?;
         }
-        self.stack.with_upper(&inode, |at| {
+        self.stack.with_copy(&inode, copy.as_ref(), |at| {
             let owner = set.uid.is_some() || set.gid.is_some();
             // For a truncation alone, the bits were dropped above.
             let asks = set.drops_set_id && (owner || set.perm.is_some());

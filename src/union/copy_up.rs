@@ -184,17 +184,18 @@ impl CopyUp<'_> {
     /// EROFS without an upper, ESTALE when the lower file is not the one that was looked up; else
     /// those of the layers' file systems.
     pub fn copy_up(self, inode: &Arc<Inode>) -> Result<()> {
-        self.copy_up_as(inode, Amount::Whole)
+        self.copy_up_as(inode, Amount::Whole).map(drop)
     }
 
-    /// As [`Self::copy_up`], with no more than the first `size` bytes of data.
-    pub fn copy_up_to(self, inode: &Arc<Inode>, size: u64) -> Result<()> {
+    /// As [`Self::copy_up`], with no more than the first `size` bytes of data. Returns the copy, if this
+    /// call made one of a file: the caller need not open it.
+    pub fn copy_up_to(self, inode: &Arc<Inode>, size: u64) -> Result<Option<OwnedFd>> {
         self.copy_up_as(inode, Amount::First(size))
     }
 
     /// As [`Self::copy_up`], for a change that leaves the data as it is: the data stays in the lowers
-    /// if the union makes metacopies.
-    pub fn copy_up_metadata(self, inode: &Arc<Inode>) -> Result<()> {
+    /// if the union makes metacopies. Returns the copy as [`Self::copy_up_to`] does.
+    pub fn copy_up_metadata(self, inode: &Arc<Inode>) -> Result<Option<OwnedFd>> {
         self.copy_up_as(inode, Amount::Metadata)
     }
 
@@ -207,9 +208,9 @@ impl CopyUp<'_> {
         }
     }
 
-    fn copy_up_as(self, inode: &Arc<Inode>, amount: Amount) -> Result<()> {
+    fn copy_up_as(self, inode: &Arc<Inode>, amount: Amount) -> Result<Option<OwnedFd>> {
         if self.suffices(inode, amount) {
-            return Ok(());
+            return Ok(None);
         }
         self.stack.writable()?;
         // Ancestors first; a loop instead of recursion bounds the stack.
@@ -221,16 +222,18 @@ impl CopyUp<'_> {
                 _ => break,
             }
         }
+        let mut copy = None;
+        // The inode itself is the last one.
         while let Some(next) = chain.pop() {
-            self.copy_up_one(&next, amount)?;
+            copy = self.copy_up_one(&next, amount)?;
         }
-        Ok(())
+        Ok(copy)
     }
 
-    fn copy_up_one(self, inode: &Arc<Inode>, amount: Amount) -> Result<()> {
+    fn copy_up_one(self, inode: &Arc<Inode>, amount: Amount) -> Result<Option<OwnedFd>> {
         let _busy = inode.busy.lock();
         if self.suffices(inode, amount) {
-            return Ok(());
+            return Ok(None);
         }
         if !inode.in_upper() {
             self.stack.check_lower(inode)?;
@@ -242,17 +245,18 @@ impl CopyUp<'_> {
             loc.upper.as_ref().and_then(|u| u.metacopy.clone())
         };
         let lower = self.stack.lower_of(inode)?;
+        let mut copy = None;
         match (&inode.dir, metacopy, lower) {
             (_, Some(file), _) => self.complete_metacopy(inode, &file, amount.limit())?,
             (Some(_), ..) => self.copy_up_dir(inode)?,
             (None, _, Some(file)) if inode.kind == FileKind::Regular => {
-                self.copy_up_file(inode, &file, amount)?;
+                copy = self.copy_up_file(inode, &file, amount)?;
             }
             (None, _, Some(file)) => self.copy_up_node(inode, &file)?,
             (None, _, None) => return Err(Errno::IO.into()),
         }
         self.counters.inodes.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        Ok(copy)
     }
 
     fn copy_up_dir(self, inode: &Arc<Inode>) -> Result<()> {
@@ -318,7 +322,13 @@ impl CopyUp<'_> {
         })
     }
 
-    fn copy_up_file(self, inode: &Arc<Inode>, file: &Arc<LowerFile>, amount: Amount) -> Result<()> {
+    /// Returns the copy, if it has a name.
+    fn copy_up_file(
+        self,
+        inode: &Arc<Inode>,
+        file: &Arc<LowerFile>,
+        amount: Amount,
+    ) -> Result<Option<OwnedFd>> {
         let upper = self.stack.writable()?;
         let (staged, fd) = upper.stage_file(first_perm(upper, &file.stat, 0o600))?;
         let origin = self.stack.lowers().origin(file)?;
@@ -371,24 +381,25 @@ impl CopyUp<'_> {
         if data != DataCopied::Cloned && !is_metacopy {
             upper.sync(&fd)?;
         }
-        self.with_place(inode, |place| {
+        let copy = self.with_place(inode, |place| {
             let Some(place) = place else {
                 let stat = At::fd(fd.as_fd()).recorded_as(upper.records()).stat()?;
                 let keep = match staged {
                     StagedFile::Unnamed => self.orphans.keep_unnamed(upper, fd)?,
                     StagedFile::Named(staged) => Keep::Parked(staged.park()),
                 };
-                return adopt_orphan(inode, &stat, copy.metacopy, keep);
+                return adopt_orphan(inode, &stat, copy.metacopy, keep).map(|()| None);
             };
             let entry = index.as_deref();
             self.enter_index(inode, file, entry, |at| staged.link(&fd, at))?;
             let published = self.publish(inode, place, copy, |to| staged.publish(&fd, to));
-            published.inspect_err(|_| self.leave_index(inode, entry))
+            published.inspect_err(|_| self.leave_index(inode, entry))?;
+            Ok(Some(fd))
         })?;
         if !is_metacopy {
             inode.data_opt().inspect(|slot| slot.clear());
         }
-        Ok(())
+        Ok(copy)
     }
 
     /// Whether the copy of a file with this origin can be a metacopy, which shows the data of the

@@ -25,6 +25,7 @@ use unionfs::layer::{Dialect, LayerSpec, StackSpec, UpperSpec};
 use unionfs::sandbox::daemon::Daemon;
 use unionfs::sandbox::{Mode, layers};
 use unionfs::sys::handle::name_to_handle;
+use unionfs::sys::namespace::Prepared;
 use unionfs::union::{Options, Union};
 
 /// The required end of an attempt.
@@ -42,6 +43,8 @@ enum End {
 const ASKED: &str = "UNIONFS_TEST_ATTEMPT";
 /// The variable with the place of the layers, in that process.
 const PLACE: &str = "UNIONFS_TEST_PLACE";
+/// The variable that is set if another process makes the namespace of that process, as for a daemon.
+const PREPARED: &str = "UNIONFS_TEST_PREPARED";
 /// An exit code that is no error number.
 const BROKEN: i32 = 255;
 
@@ -100,8 +103,12 @@ impl Place {
         .to_vec()
     }
 
-    fn try_it(&self, attempt: &Attempt) -> End {
-        let status = Command::new(std::env::current_exe().unwrap())
+    fn try_it(&self, attempt: &Attempt, prepared: bool) -> End {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        if prepared {
+            command.env(PREPARED, "1");
+        }
+        let status = command
             .args([
                 "--exact",
                 "every_attempt_ends_as_expected",
@@ -124,8 +131,8 @@ impl Place {
     fn check(&self, attempts: &[Attempt]) {
         let before = self.untouchable();
         let mut wrong = Vec::new();
-        for attempt in attempts {
-            let end = self.try_it(attempt);
+        for (attempt, prepared) in attempts.iter().flat_map(|a| [(a, false), (a, true)]) {
+            let end = self.try_it(attempt, prepared);
             let fits = match (attempt.end, end) {
                 (End::Fails(expected), End::Fails(seen)) => {
                     seen.iter().all(|errno| expected.contains(errno))
@@ -133,7 +140,11 @@ impl Place {
                 (expected, end) => expected == end,
             };
             if !fits {
-                wrong.push(format!("{}: {end:?}, not {:?}", attempt.name, attempt.end));
+                let wanted = attempt.end;
+                wrong.push(format!(
+                    "{}, prepared {prepared}: {end:?}, not {wanted:?}",
+                    attempt.name
+                ));
             }
             assert_eq!(
                 self.untouchable(),
@@ -175,6 +186,8 @@ fn be_an_attempt(name: &OsStr, place: &Path) -> ! {
 
 /// Enters the sandbox and makes the attempt; returns its error number.
 fn make(attempt: &Attempt, place: &Path) -> Option<i32> {
+    let prepares = std::env::var_os(PREPARED).is_some();
+    let namespace = prepares.then(|| Prepared::start().ok().flatten().unwrap());
     let open = |name: &str| LayerSpec::open(place.join(name), Dialect::ALL).ok();
     let mut stack = StackSpec {
         lowers: vec![open("lower")?],
@@ -193,6 +206,7 @@ fn make(attempt: &Attempt, place: &Path) -> Option<i32> {
     let mut daemon = Daemon::new(Mode::Strict, read, write);
     daemon.private_layers = private_layers;
     daemon.rings = attempt.rings;
+    daemon.namespace = namespace;
     let in_force = daemon.enter().inspect_err(|error| eprintln!("{error}"));
     let in_force = in_force.ok()?;
     assert!(in_force.seccomp && in_force.private_layers, "{in_force}");

@@ -65,6 +65,12 @@ pub(super) enum Rule {
         alternatives: Vec<Vec<Condition>>,
         action: Action,
     },
+    /// `action` if all conditions of one alternative hold, else as `then` says.
+    Before {
+        alternatives: Vec<Vec<Condition>>,
+        action: Action,
+        then: Box<Rule>,
+    },
 }
 
 /// The answers of a filter.
@@ -115,6 +121,25 @@ struct Range {
 }
 
 impl Table {
+    /// Adds a rule that comes before the one that the call has.
+    pub(super) fn put_before(&mut self, number: u32, rule: Rule) {
+        let rule = match rule {
+            Rule::If {
+                alternatives,
+                action,
+            } => {
+                let then = self.rules.remove(&number);
+                Rule::Before {
+                    alternatives,
+                    action,
+                    then: Box::new(then.unwrap_or(Rule::Always(self.otherwise))),
+                }
+            }
+            whole => whole,
+        };
+        self.rules.insert(number, rule);
+    }
+
     /// Returns the program. It kills the process for a call with the numbers of another
     /// architecture.
     ///
@@ -176,18 +201,24 @@ impl Table {
 impl Rule {
     /// Returns a program for a call of whose number is known that the rule is for it.
     fn program(&self, otherwise: Action) -> io::Result<Vec<sock_filter>> {
-        let (alternatives, action) = match self {
-            Self::Always(action) => return Ok(vec![instruction(RETURN, action.value())]),
+        let end = |action: Action| vec![instruction(RETURN, action.value())];
+        let (alternatives, action, then) = match self {
+            Self::Always(action) => return Ok(end(*action)),
             Self::If {
                 alternatives,
                 action,
-            } => (alternatives, *action),
+            } => (alternatives, *action, end(otherwise)),
+            Self::Before {
+                alternatives,
+                action,
+                then,
+            } => (alternatives, *action, then.program(otherwise)?),
         };
         let mut program = Vec::new();
         for alternative in alternatives {
             program.extend(all_hold(alternative, action)?);
         }
-        program.push(instruction(RETURN, otherwise.value()));
+        program.extend(then);
         Ok(program)
     }
 }

@@ -96,6 +96,26 @@ impl Stack {
         })
     }
 
+    /// As [`Self::with_upper`]. A `copy` that was just made is the upper file of the inode and is not
+    /// opened again.
+    ///
+    /// # Errors
+    /// As [`Self::with_upper`].
+    pub fn with_copy<T>(
+        &self,
+        inode: &Inode,
+        copy: Option<&OwnedFd>,
+        f: impl FnOnce(At<'_>) -> Result<T>,
+    ) -> Result<T> {
+        match copy {
+            Some(copy) => {
+                let records = self.readable_upper()?.records();
+                f(At::fd(copy.as_fd()).recorded_as(records))
+            }
+            None => self.with_upper(inode, f),
+        }
+    }
+
     /// Returns the attributes of the upper file of an inode.
     ///
     /// # Errors

@@ -6,7 +6,9 @@ use seccompiler::{
     SeccompRule,
 };
 
-use super::super::{Call, only_sockets, restriction};
+use rustix::io::Errno;
+
+use super::super::{Call, only_sockets, restriction, restriction_with, rules};
 use super::*;
 
 /// A system call.
@@ -76,6 +78,7 @@ fn of_the_crate(table: &Table) -> Vec<sock_filter> {
                 matching = Some(*action);
                 alternatives.clone()
             }
+            Rule::Before { .. } => panic!("the other crate has no such rules"),
         };
         let alternatives = alternatives.into_iter().map(|conditions| {
             let conditions = conditions.into_iter().map(|c| {
@@ -274,4 +277,54 @@ fn conditions_that_are_too_many_are_refused() {
     };
     let error = table.program().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+}
+
+/// One filter that refuses some of what it allows answers as two filters do, of which the kernel takes
+/// the strictest answer.
+#[test]
+fn refused_calls_of_one_filter_are_those_of_two() {
+    let command = |value| Call::If {
+        call: 16,
+        argument: 1,
+        mask: u32::MAX,
+        value,
+    };
+    // One whole call, one with conditions of which others are allowed, one that is allowed whole.
+    let flags = Call::If {
+        call: 257,
+        argument: 2,
+        mask: 1,
+        value: 1,
+    };
+    let refused = [Call::Any(83), command(0x4008_6602), flags];
+    let mut allowed: Vec<_> = [0, 1, 83, 257].map(Call::Any).into();
+    allowed.extend([command(0x4008_6602), command(0x5401)]);
+    let both = restriction_with(&allowed, &refused, Errno::ROFS, &[435]).unwrap();
+    let one = restriction(&allowed, &[435]).unwrap();
+    let error = Action::Fail(30);
+    let other = Table {
+        rules: rules(&refused, error).unwrap(),
+        otherwise: Action::Allow,
+    };
+    let tables = [&both, &one, &other].map(|table| table.program().unwrap());
+    let mut seen = Vec::new();
+    for call in calls(&one).into_iter().chain(calls(&other)) {
+        if call.architecture != NATIVE.unwrap() || call.number >= 0x4000_0000 {
+            continue;
+        }
+        let [both, one, other] = tables.each_ref().map(|table| run(table, &call).0);
+        let strictest = if one == Action::Kill.value() || other == Action::Allow.value() {
+            one
+        } else {
+            other
+        };
+        assert_eq!(both, strictest, "{call:?}");
+        seen.push((call.number, both));
+    }
+    for number in [83, 16, 257] {
+        assert!(seen.contains(&(number, error.value())), "{number}");
+    }
+    for number in [16, 257] {
+        assert!(seen.contains(&(number, Action::Allow.value())), "{number}");
+    }
 }
