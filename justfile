@@ -71,7 +71,7 @@ bench-mount *ARGS:
     cargo build --release
     benches/mount.py "${CARGO_TARGET_DIR:-target}/release/unionfs" {{ARGS}}
 
-# `unionfs images` of a store of 1,000 images
+# `unionfs images` of a store of 100 and of 1,000 images, `unionfs ls` and `cat` without a mount
 bench-list *ARGS:
     benches/list.sh {{ARGS}}
 

@@ -34,6 +34,9 @@ pub struct Incoming {
     pub names: Vec<Reference>,
     /// Its references in the archive: tags of a layout, as in `oci:DIR:TAG`, or whole names.
     pub references: Vec<String>,
+    /// The digest of the object that has the name: an index, or a manifest; `None` in an archive of
+    /// Docker's kind.
+    pub object: Option<Digest>,
 }
 
 /// The place of a layer's tar.
@@ -63,6 +66,8 @@ pub struct Wanted<'p> {
     /// The repository of names for images of which a layout has only a tag: `app` gives `app:TAG`.
     /// `None` gives them no name.
     pub repository: Option<&'p str>,
+    /// Whether the objects of the names are kept whole: an index with all images of it that are there.
+    pub whole: bool,
 }
 
 /// The content of an archive.
@@ -73,6 +78,8 @@ pub struct Contents {
     pub images: Vec<Incoming>,
     /// The other content.
     pub artifacts: Vec<Artifact>,
+    /// As [`Wanted::whole`].
+    pub whole: bool,
 }
 
 /// Returns the wanted content of an archive.
@@ -86,7 +93,19 @@ pub fn contents(source: &Source, wanted: &Wanted<'_>) -> Result<Contents> {
         return Ok(Contents::default());
     };
     let mut found = Found::new(source, wanted);
-    match source.metadata("manifest.json")? {
+    found.contents.whole = wanted.whole;
+    let docker_too = |bytes: &[u8]| bytes.trim_ascii_start().starts_with(b"[");
+    let listed = source.metadata("manifest.json")?;
+    // Only the layout beside Docker's list has the objects of the names.
+    let listed = match listed {
+        Some(bytes)
+            if wanted.whole && docker_too(&bytes) && source.metadata("index.json")?.is_some() =>
+        {
+            None
+        }
+        other => other,
+    };
+    match listed {
         Some(bytes) if bytes.trim_ascii_start().starts_with(b"{") => {
             layout::directory(source, &bytes, platform, &mut found)?;
         }
@@ -181,8 +200,8 @@ pub(super) struct Found<'w> {
     source: &'w Source,
     wanted: &'w Wanted<'w>,
     contents: Contents,
-    /// The index of each image in the list.
-    places: HashMap<Digest, usize>,
+    /// The index of each image in the list; of those that are kept whole, of each object too.
+    places: HashMap<(Digest, Option<Digest>), usize>,
     /// The image that has a name.
     names: HashMap<String, Digest>,
     /// The bytes that were read so far.
@@ -273,14 +292,17 @@ impl<'w> Found<'w> {
                 }
             }
         }
-        let known = self.places.get(&id).copied();
+        let key = (id, image.object.filter(|_| self.wanted.whole));
+        let known = self.places.get(&key).copied();
         match known.and_then(|at| self.contents.images.get_mut(at)) {
             Some(known) => {
                 known.names.extend(new);
                 known.references.extend(image.references);
+                // An image of several objects is none of them.
+                known.object = known.object.filter(|_| known.object == image.object);
             }
             None => {
-                self.places.insert(id, self.contents.images.len());
+                self.places.insert(key, self.contents.images.len());
                 image.names = new;
                 self.contents.images.push(image);
             }

@@ -61,5 +61,6 @@ pub(super) fn incoming(
         layers,
         names: Vec::new(),
         references: Vec::new(),
+        object: None,
     })
 }

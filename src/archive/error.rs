@@ -73,6 +73,16 @@ pub enum Error {
         /// The digest of the blob.
         digest: Digest,
     },
+    /// Our own store does not have a blob of what it keeps of a name.
+    #[error(
+        "{name}: the store has kept its index without {digest}; `unionfs pull --all {name}` gets all images of it, or leave --all out"
+    )]
+    NotKept {
+        /// The image's name.
+        name: String,
+        /// The digest of the blob.
+        digest: Digest,
+    },
     /// An entry is malformed.
     #[error("{archive}, {entry}: {what}")]
     Entry {

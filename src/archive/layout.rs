@@ -99,6 +99,7 @@ pub(super) fn read(
             Meant::Image(mut image) => {
                 image.names = names(descriptor);
                 image.references = called.iter().map(|&text| text.to_owned()).collect();
+                image.object = Digest::parse(&descriptor.digest);
                 if image.names.is_empty() {
                     image.names = called.iter().filter_map(|tag| found.of_tag(tag)).collect();
                 }
@@ -135,7 +136,10 @@ pub(super) fn directory(
     let document = parse(source, "manifest.json", bytes)?;
     let descriptor = Descriptor::default();
     match layout.document(&descriptor, document, 0)? {
-        Meant::Image(image) => found.add(image),
+        Meant::Image(mut image) => {
+            image.object = Some(Digest::of(bytes));
+            found.add(image)
+        }
         Meant::Other(kind) => found.artifact(Artifact {
             digest: None,
             reference: None,

@@ -4,13 +4,14 @@ use serde::Serialize;
 
 use super::contents::{Contents, Incoming, LayerBlob, Wanted, contents};
 use super::error::{Error, Result};
+use super::keep;
 use super::layer_stream::LayerEntry;
 use super::source::Source;
 use crate::layer_tar::{self, Limits, Unpacked};
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, Reference, chain_id};
 use crate::progress::Progress;
-use crate::store::writable::{Exclusive, ImportTransaction, StagedLayer};
+use crate::store::writable::{Exclusive, ImportTransaction, Kept, StagedKept, StagedLayer};
 use crate::store::{self};
 use crate::sys::free_space::FreeSpace;
 
@@ -30,6 +31,9 @@ pub struct Loaded {
     pub lost_xattrs: u64,
     /// The number of device nodes that are kept as empty files, for example without root.
     pub kept_devices: u64,
+    /// The object that is kept whole, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
 }
 
 /// Loads every image of an archive in one transaction: the images get their names, all by one
@@ -74,16 +78,26 @@ pub fn load_contents(
         only.names = names.to_vec();
     }
     let mut loading = Loading::begin(store, source, limits, progress);
-    let loaded = incoming
-        .iter()
-        .map(|image| loading.image(image, &image.names));
-    let loaded = loaded.collect::<Result<Vec<_>>>()?;
-    let names = incoming.iter().map(|image| image.names.as_slice());
-    loading.finish(names.zip(&loaded))?;
+    let mut loaded = Vec::with_capacity(incoming.len());
+    for image in &incoming {
+        let mut done = loading.image(image, &image.names)?;
+        // Without a name nothing would lead to the object.
+        if let Some(object) = image
+            .object
+            .filter(|_| contents.whole && !image.names.is_empty())
+        {
+            let (staged, kept) = keep::stage(store, source, &object)?;
+            loading.intake.keep(&staged, &image.names, &done.id)?;
+            done.kept = Some(kept);
+        }
+        loaded.push(done);
+    }
+    loading.finish(incoming.iter().zip(&loaded))?;
     Ok(loaded)
 }
 
-/// Loads one image whose layers are blobs of `source`, completely or not at all.
+/// Loads one image whose layers are blobs of `source`, completely or not at all, with the names that it
+/// has. `whole`: the object of these names, which is kept whole.
 ///
 /// # Errors
 /// As [`load`].
@@ -91,13 +105,17 @@ pub fn take(
     store: &Exclusive<'_>,
     source: &Source,
     image: &Incoming,
-    names: &[Reference],
+    whole: Option<(StagedKept<'_>, Kept)>,
     limits: &Limits,
     progress: &(dyn Fn(Progress<'_, &Digest>) + Sync),
 ) -> Result<Loaded> {
     let mut loading = Loading::begin(store, source, limits, progress);
-    let loaded = loading.image(image, names)?;
-    loading.finish([(names, &loaded)])?;
+    let mut loaded = loading.image(image, &image.names)?;
+    if let Some((staged, kept)) = whole {
+        loading.intake.keep(&staged, &image.names, &loaded.id)?;
+        loaded.kept = Some(kept);
+    }
+    loading.finish([(image, &loaded)])?;
     Ok(loaded)
 }
 
@@ -136,12 +154,15 @@ impl<'a> Loading<'a> {
     /// Gives the images their names, all by one rename.
     fn finish<'n>(
         mut self,
-        images: impl IntoIterator<Item = (&'n [Reference], &'n Loaded)>,
+        images: impl IntoIterator<Item = (&'n Incoming, &'n Loaded)>,
     ) -> Result<()> {
-        let named = images.into_iter().flat_map(|(names, loaded)| {
-            let names = names.iter();
-            names.map(|name| (name, loaded.id))
-        });
+        let mut named = Vec::new();
+        for (image, loaded) in images {
+            if let Some(object) = &image.object {
+                self.intake.names_object(&image.names, &loaded.id, object)?;
+            }
+            named.extend(image.names.iter().map(|name| (name, loaded.id)));
+        }
         Ok(self.intake.finish(named)?)
     }
 
@@ -157,6 +178,7 @@ impl<'a> Loading<'a> {
             repaired_layers: self.store.repaired().split_off(repaired),
             lost_xattrs: lost.xattrs,
             kept_devices: lost.devices,
+            kept: None,
         })
     }
 

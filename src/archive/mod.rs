@@ -57,6 +57,7 @@ mod docker_archive;
 mod entries;
 mod error;
 mod import;
+mod keep;
 mod layer_stream;
 mod layout;
 mod load;

@@ -1,5 +1,5 @@
-//! The source of an archive's entries: a directory, or a tar, which is indexed once. What containerd
-//! keeps of an image's name is a source too, with the entries of an OCI layout.
+//! The source of an archive's entries: a directory, or a tar, which is indexed once. What a
+//! store keeps of an image's name is a source too, with the entries of an OCI layout.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -146,9 +146,14 @@ impl Source {
         })
     }
 
-    /// Uses what containerd keeps of an image's name, as an OCI layout with one entry.
+    /// Uses what a store keeps of an image's name, as an OCI layout with one entry.
     pub fn of_pulled(content: PulledContent) -> Self {
-        let name = format!("{:?} of containerd", content.name());
+        let place = if content.is_containerds() {
+            "of containerd"
+        } else {
+            "as it is kept"
+        };
+        let name = format!("{:?} {place}", content.name());
         Self {
             kind: SourceKind::Pulled(content),
             name,
@@ -341,10 +346,14 @@ impl Source {
     fn missing(&self, path: &str) -> Error {
         let digest = path.strip_prefix(BLOBS).and_then(Digest::from_hex);
         match (&self.kind, digest) {
-            (SourceKind::Pulled(content), Some(digest)) => Error::NotPulled {
-                name: content.name().to_owned(),
-                digest,
-            },
+            (SourceKind::Pulled(content), Some(digest)) => {
+                let name = content.name().to_owned();
+                if content.is_containerds() {
+                    Error::NotPulled { name, digest }
+                } else {
+                    Error::NotKept { name, digest }
+                }
+            }
             _ => Error::Missing {
                 archive: self.name.clone(),
                 entry: excerpt(path.as_bytes()),

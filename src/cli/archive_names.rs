@@ -21,12 +21,12 @@ use anyhow::Context as _;
 use super::archive_policy::Verdicts;
 use super::command_sandbox::{Cage, Input, SandboxArgs};
 use super::confined_queries::ask;
-use super::error::Usage;
+use super::error::{self, Usage};
 use super::progress::{Items, verb};
-use super::{own_store, short_names, warn};
+use super::{own_store, path_hints, remote_names, short_names, warn};
 use unionfs::archive::{self, Source};
 use unionfs::layer_tar::Limits;
-use unionfs::oci::Digest;
+use unionfs::oci::{Digest, Reference};
 use unionfs::progress::Progress;
 use unionfs::sandbox::Mode;
 use unionfs::store::Writable;
@@ -66,6 +66,46 @@ impl<'t> ArchiveName<'t> {
     }
 }
 
+/// Returns the path of an archive, and the reference of an image in it, for a command that takes archives: it
+/// may be written as skopeo writes it too. What exists by the whole text is a path.
+pub(super) fn path_of(text: &Path) -> Result<(PathBuf, Option<String>), Usage> {
+    let plain = || Ok((text.to_owned(), None));
+    let Some(written) = text.to_str() else {
+        return plain();
+    };
+    if written == "-" || std::fs::symlink_metadata(text).is_ok() {
+        return plain();
+    }
+    if let Some(name) = written.strip_prefix(remote_names::REGISTRY) {
+        return Err(Usage(format!(
+            "{written:?} is in a registry: `unionfs pull {name}` pulls it"
+        )));
+    }
+    if remote_names::is_of_engine(written) {
+        return Err(Usage(format!(
+            "{written:?} is in a store: `unionfs copy {written} NAME` copies it into the own store"
+        )));
+    }
+    match ArchiveName::parse(written)? {
+        Some(name) => Ok((name.path.into(), name.reference.map(str::to_owned))),
+        None => plain(),
+    }
+}
+
+/// Says what to type instead of the name of an image where an archive is wanted.
+pub(super) fn no_archive(error: anyhow::Error, text: &Path) -> anyhow::Error {
+    let is_absent = error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    let written = text.to_str().unwrap_or_default();
+    let is_name = Reference::parse(written).is_ok() && !written.starts_with('.');
+    if is_absent && is_name {
+        let text = format!("`unionfs pull {written}` pulls an image of that name");
+        return anyhow::anyhow!("{}; {text}", error::line(&error));
+    }
+    error
+}
+
 /// Whether a text names an image in an archive, rightly or wrongly.
 pub(super) fn is_one(image: &str) -> bool {
     !matches!(ArchiveName::parse(image), Ok(None))
@@ -80,6 +120,7 @@ pub(super) fn resolve<'t>(
 ) -> anyhow::Result<Cow<'t, str>> {
     let taken = take_in(image, sandbox.mode()?, root, None)?;
     if taken.is_none() {
+        path_hints::learn(image);
         short_names::learn(image);
     }
     Ok(taken.map_or(Cow::Borrowed(image), |taken| taken.id.to_string().into()))
@@ -136,7 +177,8 @@ pub(super) fn take_in(
             Input::Stdin => anyhow::bail!("an archive that is named is not standard input"),
         };
         verdicts.require(&source)?;
-        let incoming = archive::find(&source, name.reference, None)?;
+        let mut incoming = archive::find(&source, name.reference, None)?;
+        incoming.names.clear();
         let id = Digest::of(&incoming.config);
         lease.hold()?;
         if own.store().image(&id).is_err() {
@@ -148,7 +190,7 @@ pub(super) fn take_in(
                 None => own_store::lock(&own)?,
             };
             let show = |step: Progress<'_, &Digest>| items.show(step);
-            let taken = archive::take(&locked, &source, &incoming, &[], &limits, &show)?;
+            let taken = archive::take(&locked, &source, &incoming, None, &limits, &show)?;
             // Nobody removes the image before the store is unlocked.
             lease.hold()?;
             super::load::warn_of_devices(taken.kept_devices);

@@ -14,7 +14,7 @@ use super::error::Usage;
 use super::options::{CatalogChoice, MountOptions};
 use super::output::{Table, one_line, print, print_json, size};
 use super::progress::{ON_TERMINAL, ProgressArgs, Unit, Verb, Work, verb};
-use super::short_names;
+use super::{path_hints, short_names};
 use unionfs::catalog::{self, Label, directory};
 use unionfs::image_mounts::{ImageCatalogs, MountCatalog, label_of_image};
 use unionfs::layer::{LayerSpec, StackSpec};
@@ -130,6 +130,7 @@ fn target(what: &What, root: Option<&Path>, missing: Missing) -> anyhow::Result<
         );
         return Err(Usage(what).into());
     };
+    path_hints::learn(name);
     short_names::learn(name);
     let places = cage.stores(root, &[name])?;
     let own = match cage.catalogs(missing)? {

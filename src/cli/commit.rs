@@ -14,7 +14,7 @@ use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::outside_helper::Outside;
 use super::progress::{Json, ProgressArgs, verb};
-use super::{command_sandbox, own_store};
+use super::{command_sandbox, own_store, path_hints};
 use unionfs::changes::Tree;
 use unionfs::layer_tar::Limits;
 use unionfs::oci::Digest;
@@ -60,6 +60,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let name = own_store::new_name(&args.image)?;
+    path_hints::learn(&args.name);
     let mut cage = args.sandbox.cage("commit")?;
     // This happens before stores are searched: the own store may be the first.
     let store = own_store::open()?;

@@ -16,9 +16,9 @@ use super::copy_staged;
 use super::error::Usage;
 use super::output::{print, print_json};
 use super::output_file::Output;
-use super::own_store;
 use super::progress::{Json, ProgressArgs, verb};
 use super::registry_args::{Connection, Credentials, at_once};
+use super::{own_store, path_hints};
 use unionfs::oci::{Digest, Platform};
 use unionfs::progress::Progress;
 use unionfs::registry::{Copied, CopyImages, CopyTo, PARALLEL, Purpose, copy};
@@ -49,7 +49,7 @@ pub(super) struct Args {
     /// Its new place
     pub(super) destination: String,
     /// Copy all images of an index, and the index [default: the image for this machine]; of the stores,
-    /// only those of containerd keep indexes
+    /// those of containerd keep indexes, and the own one what was pulled, loaded or copied with --all
     #[arg(long, short = 'a')]
     pub(super) all: bool,
     /// Copy the image for this platform: os/architecture[/variant]
@@ -187,6 +187,18 @@ impl<'t> End<'t> {
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let (from, to) = (End::parse(&args.source)?, End::parse(&args.destination)?);
+    if let End::Store(name) = from {
+        path_hints::learn(name);
+    }
+    if let End::Store(path) = to
+        && path.starts_with(['/', '.'])
+    {
+        let text = format!(
+            "{path:?} is a path: write oci:{path} or dir:{path} for a directory, docker-archive:{path} or \
+             oci-archive:{path} for a file"
+        );
+        return Err(Usage(text).into());
+    }
     if ["containers-storage:", "docker-daemon:"]
         .iter()
         .any(|kind| args.destination.starts_with(kind))
@@ -194,8 +206,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         let text = "unionfs only reads the stores of podman and Docker: give a plain name, for the own store";
         return Err(Usage(text.to_owned()).into());
     }
-    let is_single = |end: End<'_>| matches!(end, End::Store(_) | End::DockerArchive(..));
-    if args.all && (matches!(from, End::DockerArchive(..)) || is_single(to)) {
+    let is_single = |end: End<'_>| matches!(end, End::DockerArchive(..));
+    if args.all && (is_single(from) || is_single(to)) {
         return Err(no_index(&args.source).into());
     }
     if to.is_standard_output() && (args.json || io::stdout().is_terminal()) {
@@ -203,8 +215,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         return Err(Usage(text.to_owned()).into());
     }
     match (from, to) {
-        (End::Store(_), _) if args.all => bytes(args, from, to, root),
         (End::Store(image), End::Store(new)) => copy_staged::between_stores(args, image, new, root),
+        (End::Store(_), _) if args.all || args.platform.is_some() => bytes(args, from, to, root),
         (End::Store(_) | End::DockerArchive(..), End::Registry(_)) | (_, End::Store(_)) => {
             super::again(through_store(args, from, to)?, root)
         }
@@ -221,8 +233,9 @@ pub(super) fn no_index(source: &str) -> Usage {
         _ => String::new(),
     };
     let text = format!(
-        "{source:?}: archives of Docker, and all stores but containerd's, have single images, no index: leave \
-         --all out, or copy between registries, layouts, directories and containerd's store{example}"
+        "{source:?}: archives of Docker and the stores of Docker and podman have single images, no index, and \
+         the own store keeps an index only with --all (unionfs pull --all NAME): leave --all out, or copy \
+         between registries, layouts, directories and stores that have the index{example}"
     );
     Usage(text)
 }
@@ -277,6 +290,7 @@ fn through_store(args: &Args, from: End<'_>, to: End<'_>) -> Result<Vec<String>,
         .map(|one| format!("--platform={one}"));
     let takes_it = matches!(words.first().map(String::as_str), Some("pull" | "load"));
     words.extend(platform.filter(|_| takes_it));
+    words.extend((takes_it && args.all).then(|| "--all".to_owned()));
     words.extend(args.progress.word());
     words.extend(args.json.then(|| "--json".to_owned()));
     words.extend(args.sandbox.word());

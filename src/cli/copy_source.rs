@@ -1,6 +1,7 @@
 //! The source of `unionfs copy`: opened before the sandbox is entered, read in it.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::path::Path;
 
 use super::archive_policy::Verdicts;
@@ -30,11 +31,17 @@ pub(super) enum OpenedSource<'t> {
     Store {
         image: &'t str,
         places: RefCell<Option<Places>>,
+        /// The wanted image of an index, and whether it goes to a registry.
+        platform: Option<(Platform, bool)>,
+        /// What keeps the index from being removed.
+        held: RefCell<Vec<File>>,
     },
     /// An index in a store, with all its images.
     Index {
         image: &'t str,
         places: RefCell<Option<Places>>,
+        /// What keeps it from being removed.
+        held: RefCell<Vec<File>>,
     },
 }
 
@@ -57,11 +64,22 @@ impl<'t> OpenedSource<'t> {
                 let mut places = cage.stores(root, &[image])?;
                 if args.all {
                     let places = Some(places).into();
-                    return Ok(Self::Index { image, places });
+                    let held = RefCell::default();
+                    return Ok(Self::Index {
+                        image,
+                        places,
+                        held,
+                    });
                 }
                 places.open_pools(None)?;
-                let places = Some(places).into();
-                Ok(Self::Store { image, places })
+                let to_registry = remote_names::is_one(&args.destination);
+                let platform = args.platform.clone();
+                Ok(Self::Store {
+                    image,
+                    places: Some(places).into(),
+                    platform: platform.map(|platform| (platform, to_registry)),
+                    held: RefCell::default(),
+                })
             }
             _ => {
                 let (path, _) = from.place().unwrap_or((Path::new(""), None));
@@ -84,22 +102,45 @@ impl<'t> OpenedSource<'t> {
     ) -> anyhow::Result<Option<Source>> {
         match self {
             Self::Registry(_) => Ok(None),
-            Self::Store { image, places } => {
+            Self::Store {
+                image,
+                places,
+                platform,
+                held,
+            } => {
                 let Some(places) = places.take() else {
                     anyhow::bail!("the stores are read already");
                 };
                 let stores = command_sandbox::open(places)?;
                 let (store, id) = stores.locate(image)?;
+                if let Some((platform, to_registry)) = platform {
+                    if let Some(content) = stores.pulled_content(image)? {
+                        held.replace(stores.into_held());
+                        return Ok(Some(Source::of_pulled(content)));
+                    }
+                    copy_staged::require(&store.image(&id)?, image, platform)?;
+                    // push compresses it, which a copy of bytes does not.
+                    anyhow::ensure!(
+                        !to_registry,
+                        "{image} has no other image than that for {platform}: leave --platform out"
+                    );
+                }
                 let outgoing = Outgoing::new(store, store.image(&id)?, Vec::new());
                 let file = staging.file()?;
                 archive::save(&[outgoing], Format::Oci, &file, show)?;
                 copy_staged::layout(file, image, staging).map(Some)
             }
-            Self::Index { image, places } => {
+            Self::Index {
+                image,
+                places,
+                held,
+            } => {
                 let Some(places) = places.take() else {
                     anyhow::bail!("the stores are read already");
                 };
-                let content = command_sandbox::open(places)?.pulled_content(image)?;
+                let stores = command_sandbox::open(places)?;
+                let content = stores.pulled_content(image)?;
+                held.replace(stores.into_held());
                 let content = content.ok_or_else(|| no_index(image))?;
                 Ok(Some(Source::of_pulled(content)))
             }

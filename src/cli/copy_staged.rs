@@ -7,14 +7,15 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use super::copy::Args;
+use super::copy::{Args, no_index};
 use super::progress::{Json, verb};
 use super::{command_sandbox, own_store, short_names};
 use unionfs::archive::{self, Format, Incoming, Outgoing, Repacked, Source, Wanted};
 use unionfs::layer_tar::Limits;
-use unionfs::oci::{Digest, Reference};
+use unionfs::oci::{Digest, Platform, Reference};
 use unionfs::progress::Progress;
 use unionfs::store::writable::Staging;
+use unionfs::store::{Image, ImageName};
 
 /// Opens a layout that was written to a file without a name. `of`: where it comes from, for messages.
 pub(super) fn layout(mut file: File, of: &str, staging: &Staging) -> anyhow::Result<Source> {
@@ -42,7 +43,8 @@ impl ForDocker<'_> {
     }
 }
 
-/// Copies an image of any store into the own store, under a new name.
+/// Copies an image of any store into the own store, under a new name: with --all also the index of the name
+/// with all its images, and with --platform the image for that platform of an index.
 pub(super) fn between_stores(
     args: &Args,
     image: &str,
@@ -64,29 +66,67 @@ pub(super) fn between_stores(
     let staging = own.staging();
     let stores = command_sandbox::open(places)?;
     let (store, id) = stores.locate(image)?;
-    let file = if store.root() == own.root() {
-        None
+    let is_own = store.root() == own.root();
+    let content = if args.all || args.platform.is_some() {
+        stores.pulled_content(image)?
     } else {
-        let file = staging.file()?;
-        let outgoing = Outgoing::new(store, store.image(&id)?, Vec::new());
-        archive::save(&[outgoing], Format::Oci, &file, &show)?;
-        Some(file)
+        None
+    };
+    if content.is_none() && args.all {
+        return Err(no_index(image).into());
+    }
+    if let (None, Some(platform)) = (&content, &args.platform) {
+        require(&store.image(&id)?, image, platform)?;
+    }
+    let source = match content {
+        Some(content) if !is_own || args.platform.is_some() => Some(Source::of_pulled(content)),
+        _ if is_own => None,
+        _ => {
+            let file = staging.file()?;
+            let outgoing = Outgoing::new(store, store.image(&id)?, Vec::new());
+            archive::save(&[outgoing], Format::Oci, &file, &show)?;
+            Some(layout(file, image, &staging)?)
+        }
     };
     // While this process waits for the lock, it must not keep others from removing layers.
     drop(stores);
     items.next(verb("extracting", "unpacked"), []);
-    match file {
+    let locked = own_store::lock(&own)?;
+    let id = match source {
         None => {
-            own_store::lock(&own)?.tag(&name, &id)?;
+            let found = Reference::parse(ImageName::parse(image)?.name()).ok();
+            if args.all {
+                locked.tag_as(&name, found.as_ref(), &id)?;
+            } else {
+                locked.tag(&name, &id)?;
+            }
+            id
         }
-        Some(file) => {
-            let source = layout(file, image, &staging)?;
-            let locked = own_store::lock(&own)?;
+        Some(source) => {
+            let mut wanted = Wanted::default();
+            wanted.whole = args.all;
+            wanted.platform = args.platform.as_ref();
             let names = std::slice::from_ref(&name);
-            let loaded = archive::load(&locked, &source, names, &Wanted::default(), &show)?;
+            let loaded = archive::load(&locked, &source, names, &wanted, &show)?;
             let devices = loaded.iter().map(|image| image.kept_devices);
             super::load::warn_of_devices(devices.sum());
+            loaded.first().map_or(id, |image| image.id)
         }
-    }
+    };
     own_store::print_made(&id, &name, args.json)
+}
+
+/// Fails if an image is not for a platform.
+pub(super) fn require(image: &Image, name: &str, wanted: &Platform) -> anyhow::Result<()> {
+    let config = &image.config;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let theirs = format!("{}/{}", text(&config.os), text(&config.architecture));
+    let declared = Platform::parse(&theirs);
+    if declared.is_some_and(|declared| wanted.suits(&declared).is_some()) {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "{name} is an image for {theirs}, and the store has no other: unionfs pull --platform {wanted} gets \
+         the one for {wanted}"
+    )
 }

@@ -26,6 +26,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    remote_names::of_registry(&args.image, || {
+        "unionfs rmi removes images of the own store, rm(1) removes files".to_owned()
+    })?;
     if !remote_names::is_one(&args.image) {
         let text = format!(
             "delete removes images of registries: write docker://{} (unionfs rmi removes local images)",

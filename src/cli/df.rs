@@ -59,6 +59,8 @@ struct Report {
     catalogs: u64,
     /// The size of unfinished downloads, which the next pull continues.
     downloads: u64,
+    /// The size of what is kept whole of names, beside their images (pull --all).
+    kept: u64,
 }
 
 #[derive(Serialize)]
@@ -141,6 +143,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
             layers.map(|l| ((&image.root, image.driver, l.chain_id), l.size))
         })
         .collect();
+    let own = own.and_then(|own| Writable::to_look_at(&own).ok().flatten());
     let report = Report {
         images: shown.iter().map(|image| ImageRow::new(image)).collect(),
         layers: layers.values().sum(),
@@ -149,9 +152,8 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         named,
         unnamed,
         catalogs: catalogs.map_or(0, |own| ImageCatalogs::of(own).disk_usage()),
-        downloads: own
-            .and_then(|own| Writable::to_look_at(&own).ok().flatten())
-            .map_or(0, |store| store.downloaded()),
+        downloads: own.as_ref().map_or(0, Writable::downloaded),
+        kept: own.as_ref().map_or(0, Writable::kept_usage),
     };
     if args.json {
         print_json(&report)?;
@@ -298,6 +300,12 @@ fn text(report: &Report, args: &RowArgs) -> String {
     if report.downloads > 0 {
         let kept = size(report.downloads);
         text += &format!("downloads for a later pull (unionfs prune removes them): {kept}\n");
+    }
+    if report.kept > 0 {
+        text += &format!(
+            "kept whole (pull --all, load --all): {}\n",
+            size(report.kept)
+        );
     }
     if !report.named.is_empty() || !report.unnamed.is_empty() {
         let mut named = Table::new(&["NAME", "IMAGE", "SIZE"]);

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::output::one_line;
+use super::path_hints;
 use unionfs::{fuse, store};
 
 /// The exit code of a command that failed.
@@ -123,6 +124,9 @@ pub(super) fn line(error: &anyhow::Error) -> String {
     if let Some((end, _)) = text.char_indices().nth(LONGEST) {
         text.truncate(end);
         text.push('…');
+    }
+    if let Some(hint) = path_hints::note(&text) {
+        text = format!("{text}; {hint}");
     }
     one_line(&text)
 }

@@ -1,22 +1,20 @@
 //! Names and values in two columns, as `inspect` prints them about an image, wherever it is. Texts of
 //! an image cannot forge a line.
 
-use std::fmt::Write as _;
-
 use serde_json::Value;
 
-use super::output::one_line;
+use super::output::{one_line, terminal_width, wrapped};
 
 /// The lines so far.
 #[derive(Default)]
 pub(super) struct Facts(String);
 
 impl Facts {
-    /// Adds a line.
+    /// Adds a line; on a terminal that is too narrow, several.
     pub(super) fn add(&mut self, key: &str, value: &str) {
-        let key = one_line(key);
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.0, "{:<14}{}", format!("{key}:"), one_line(value));
+        let key = format!("{}:", one_line(key));
+        let head = format!("{key:<14}");
+        self.0 += &wrapped(&head, &one_line(value), terminal_width());
     }
 
     /// Adds a line for each value that an image states.

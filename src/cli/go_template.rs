@@ -96,6 +96,26 @@ impl Template {
         self.render(row).split('\t').map(str::to_owned).collect()
     }
 
+    /// Returns the names of the fields in each column of a table.
+    pub(super) fn columns(&self) -> Vec<Vec<&str>> {
+        let mut columns = vec![Vec::new()];
+        for part in &self.0 {
+            match part {
+                Part::Text(text) => {
+                    let tabs = text.matches('\t').count();
+                    columns.extend(std::iter::repeat_n(Vec::new(), tabs));
+                }
+                Part::Field { path, .. } => {
+                    let name = path.last().map(String::as_str);
+                    if let Some(column) = columns.last_mut() {
+                        column.extend(name);
+                    }
+                }
+            }
+        }
+        columns
+    }
+
     /// Returns the heads of a table: the text with a head for each field.
     pub(super) fn heads(&self, head: impl Fn(&str) -> String) -> Vec<String> {
         let mut text = String::new();

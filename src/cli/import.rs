@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use rustix::fs::AtFlags;
 
 use super::command_sandbox::{Input, SandboxArgs};
+use super::error::Usage;
 use super::load::warn_of_devices;
 use super::progress::{Items, Json, ProgressArgs, verb};
-use super::{own_store, warn};
+use super::{archive_names, own_store, warn};
 use unionfs::archive::{self, Import};
 use unionfs::changes::Tree;
 use unionfs::layer::{Dialect, LayerSpec, StackSpec};
@@ -70,7 +72,13 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut cage = args.sandbox.cage("import")?;
     let store = own_store::open()?;
     let typed = "a tar is not typed: give a file or a pipe";
-    let input = Input::of(&mut cage, Some(&args.rootfs), typed)?;
+    let (rootfs, _) = archive_names::path_of(&args.rootfs)?;
+    if rootfs != args.rootfs {
+        let text = format!("{:?} is an image: `unionfs load` takes it", args.rootfs);
+        return Err(Usage(text).into());
+    }
+    let input = Input::of(&mut cage, Some(&args.rootfs), typed)
+        .map_err(|error| archive_names::no_archive(error, &args.rootfs))?;
     let store = cage.enter_to_take_in(store)?;
     let items = args
         .progress
@@ -112,6 +120,7 @@ fn from_tar(
     let (mut kept_out, mut devices) = (None, 0);
     let id = archive::import(store, import, |staged| {
         let unpacked = archive::fill_from_tar(staged, input, import, passed)?;
+        warn_of_image(staged, import.from);
         kept_out = mode_for_its_owner(staged);
         devices = unpacked.kept_devices;
         Ok::<_, archive::Error>(unpacked)
@@ -141,6 +150,7 @@ fn from_directory(
     let (mut kept_out, mut devices) = (None, 0);
     let id = archive::import(store, import, |staged| {
         let unpacked = staged.unpack_from(&import.limits, pack, |count| item.add(count))?;
+        warn_of_image(staged, import.from);
         kept_out = mode_for_its_owner(staged);
         devices = unpacked.kept_devices;
         anyhow::Ok(unpacked)
@@ -156,6 +166,16 @@ fn mode_for_its_owner(staged: &StagedLayer<'_>) -> Option<u32> {
     let dir = File::from(staged.diff().try_clone_to_owned().ok()?);
     let mode = dir.metadata().ok()?.permissions().mode() & 0o7777;
     (mode & 0o001 == 0).then_some(mode)
+}
+
+/// Warns if the root file system is rather an archive of an image, as engines and skopeo write it.
+fn warn_of_image(staged: &StagedLayer<'_>, from: &str) {
+    let has = |name| rustix::fs::statat(staged.diff(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+    if has("manifest.json") && !has("etc") || has("oci-layout") && has("index.json") {
+        warn(format_args!(
+            "{from} looks like an archive of an image, not like a root file system: `unionfs load` takes those"
+        ));
+    }
 }
 
 fn warn_of_mode(mode: Option<u32>) {

@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use serde::Serialize;
+use serde_json::Value;
+
 use super::candidates;
 use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
@@ -11,7 +14,8 @@ use super::inspect_remote::{self, RemoteArgs};
 use super::output::{print, print_bytes, print_json, size};
 use super::rows::Format;
 use super::{archive_names, docker_inspect, error, remote_names, warn};
-use unionfs::store::Image;
+use unionfs::oci::Digest;
+use unionfs::store::{Image, KeptPlatform, Stores};
 
 /// Show the configuration and layers of images
 #[derive(Debug, clap::Args)]
@@ -70,7 +74,10 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let (mut images, mut failures) = (Vec::new(), Vec::new());
     for name in &names {
         match stores.find(name) {
-            Ok(image) => images.push(image),
+            Ok(image) => images.push(Shown {
+                kept: kept(&stores, name),
+                image,
+            }),
             Err(failure) => failures.push(failure),
         }
     }
@@ -87,12 +94,53 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     Err(last.into())
 }
 
-fn show(args: &Args, images: &[Image]) -> anyhow::Result<()> {
+/// An image, and what the store keeps of its name besides it.
+struct Shown {
+    image: Image,
+    kept: Option<Kept>,
+}
+
+/// The index or manifest of a name.
+#[derive(Serialize)]
+struct Kept {
+    digest: Digest,
+    /// The platforms of an index.
+    platforms: Vec<KeptPlatform>,
+}
+
+/// Returns the index or manifest that a store keeps of a name. What is wrong with it does not hide the
+/// image.
+fn kept(stores: &Stores, name: &str) -> Option<Kept> {
+    let found = stores.pulled_content(name).and_then(|content| {
+        let content = content.map(|content| {
+            Ok::<_, unionfs::store::Error>(Kept {
+                digest: content.target(),
+                platforms: content.platforms()?,
+            })
+        });
+        content.transpose()
+    });
+    found.unwrap_or_else(|failure| {
+        warn(error::line(&failure.into()));
+        None
+    })
+}
+
+impl Shown {
+    /// Returns the fields of Docker, and ours.
+    fn object(&self) -> anyhow::Result<Value> {
+        let mut object = docker_inspect::object(&self.image)?;
+        if let (Some(kept), Some(fields)) = (&self.kept, object.as_object_mut()) {
+            fields.insert("kept".to_owned(), serde_json::to_value(kept)?);
+        }
+        Ok(object)
+    }
+}
+
+fn show(args: &Args, images: &[Shown]) -> anyhow::Result<()> {
     let objects = || {
-        images
-            .iter()
-            .map(docker_inspect::object)
-            .collect::<Result<Vec<_>, _>>()
+        let objects = images.iter().map(Shown::object);
+        objects.collect::<Result<Vec<_>, _>>()
     };
     match &args.format {
         None if !args.json => {
@@ -111,7 +159,8 @@ fn show(args: &Args, images: &[Image]) -> anyhow::Result<()> {
     }
 }
 
-fn describe(image: &Image) -> String {
+fn describe(shown: &Shown) -> String {
+    let image = &shown.image;
     let mut facts = Facts::default();
     facts.add("ID", &image.id.to_string());
     for name in &image.names {
@@ -130,6 +179,15 @@ fn describe(image: &Image) -> String {
     facts.add("Store", &image.root.to_string_lossy());
     facts.add("Driver", image.driver);
     facts.add_settings(config.config.as_ref());
+    if let Some(kept) = &shown.kept {
+        let of_index = !kept.platforms.is_empty();
+        let kind = if of_index { "Index" } else { "Manifest" };
+        facts.add(kind, &kept.digest.to_string());
+        for one in &kept.platforms {
+            let state = if one.kept { "" } else { " (not kept)" };
+            facts.add("Platform", &format!("{}{state}", one.platform));
+        }
+    }
     for (number, layer) in image.layers.iter().enumerate().rev() {
         let place = layer.place.path().display();
         let value = format!("{} {} {place}", layer.diff_id, size(layer.size));

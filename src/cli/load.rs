@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use super::archive_policy::Verdicts;
 use super::command_sandbox::{Input, SandboxArgs};
+use super::error::Usage;
 use super::output::{print, print_json};
 use super::progress::{Json, ProgressArgs, verb};
-use super::{own_store, warn};
+use super::{archive_names, own_store, warn};
 use unionfs::archive::{Loaded, Source, Wanted, contents, load_contents};
 use unionfs::layer_tar::Limits;
 use unionfs::oci::{Platform, Reference};
-use unionfs::store::writable::{Exclusive, LiveMounts as _, LiveUse, Writable};
+use unionfs::store::writable::{Exclusive, Kept, LiveMounts as _, LiveUse, Writable};
 
 /// Load images from an archive into the own store
 ///
@@ -28,6 +29,7 @@ Examples:
   docker save myapp:2 | unionfs load
   unionfs load -i layout                      all images, named layout:TAG
   unionfs load -i layout --ref v2 --tag myapp:2
+  unionfs load oci:layout:v2                  the same image, as layout:v2
 
 In an OCI layout an image often has only a tag. Then its name is the layout's file name and that tag,
 as umoci and skopeo call it (layout:v2). Signatures, SBOMs and other artifacts are left out with a
@@ -35,10 +37,12 @@ line for each.
 
 From an index with several platforms, the image for this machine or for --platform is loaded: on
 arm the newest variant that runs (v7, v6, v5), on other machines the image without a variant first.
+With --all, the index and its other images are kept beside it, as unionfs pull --all does.
 In the store of a plain user all files belong to that user, device nodes are empty files, and xattrs
 that need root are left out; save still has them all.")]
 pub(super) struct Args {
-    /// The archives: files or directories [default: -, standard input]
+    /// The archives: files or directories, also as skopeo names them (oci:DIR:TAG, docker-archive:FILE)
+    /// [default: -, standard input]
     #[arg(value_name = "ARCHIVE", conflicts_with = "input")]
     archives: Vec<PathBuf>,
     /// As ARCHIVE, as docker load has it
@@ -57,6 +61,9 @@ pub(super) struct Args {
     /// Load the image for this platform: os/architecture[/variant]
     #[arg(long, value_name = "PLATFORM", value_parser = own_store::platform)]
     platform: Option<Platform>,
+    /// Also keep the images for all platforms, and the index, as pull --all does
+    #[arg(long)]
+    all: bool,
     /// Refuse layers and compressed archives that expand to more than this number of bytes
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
     max_layer_size: u64,
@@ -73,20 +80,32 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     own_store::refuse_root("load", root)?;
     let names = args.tag.iter().map(|name| own_store::new_name(name));
     let names = names.collect::<anyhow::Result<Vec<_>>>()?;
-    let mut paths: Vec<Option<&Path>> = args.archives.iter().map(|path| Some(&**path)).collect();
-    if paths.is_empty() {
-        paths.push(args.input.as_deref());
+    let given = args.archives.iter().chain(&args.input);
+    let given = given.map(|text| Ok((archive_names::path_of(text)?, text)));
+    let given = given.collect::<Result<Vec<_>, Usage>>()?;
+    let mut named: Vec<_> = given
+        .iter()
+        .map(|((path, reference), text)| (Some(&**path), reference.clone(), Some(text)))
+        .collect();
+    if named.is_empty() {
+        named.push((None, None, None));
     }
     let mut cage = args.sandbox.cage("load")?;
     let store = own_store::open()?;
     let typed = "an archive is not typed: give -i ARCHIVE or a pipe";
-    let mut inputs = Vec::with_capacity(paths.len());
-    for path in paths {
+    let mut inputs = Vec::with_capacity(named.len());
+    for (path, reference, text) in named {
+        let references = args.references.iter().cloned();
+        let input = Input::of(&mut cage, path, typed);
         inputs.push(Archive {
+            references: references.chain(reference).collect(),
             repository: path.and_then(repository),
             shown: path.unwrap_or(Path::new("-")),
             verdicts: Verdicts::of(path.filter(|path| *path != Path::new("-"))),
-            input: Input::of(&mut cage, path, typed)?,
+            input: match text {
+                Some(text) => input.map_err(|error| archive_names::no_archive(error, text))?,
+                None => input?,
+            },
         });
     }
     let (store, held) = if args.repair {
@@ -133,6 +152,8 @@ struct Archive<'p> {
     /// The repository for images that only have a tag.
     repository: Option<String>,
     shown: &'p Path,
+    /// The references of the wanted images; empty for all.
+    references: Vec<String>,
     /// What the signature policy says of it.
     verdicts: Verdicts,
     input: Input,
@@ -172,8 +193,9 @@ impl Loading<'_> {
         let mut wanted = Wanted::default();
         wanted.limits = limits;
         wanted.platform = args.platform.as_ref();
-        wanted.references = &args.references;
+        wanted.references = &archive.references;
         wanted.repository = archive.repository.as_deref();
+        wanted.whole = args.all;
         let contents = contents(&source, &wanted)?;
         for artifact in &contents.artifacts {
             warn(format_args!("{artifact} is no image and left out"));
@@ -223,6 +245,7 @@ fn show(args: &Args, loaded: &[Loaded]) -> anyhow::Result<()> {
         for layer in &image.repaired_layers {
             text += &format!("Repaired layer: {layer}\n");
         }
+        text += &image.kept.as_ref().map_or_else(String::new, whole);
         for name in &image.names {
             text += &format!("Loaded image: {name}\n");
         }
@@ -231,6 +254,19 @@ fn show(args: &Args, loaded: &[Loaded]) -> anyhow::Result<()> {
         }
     }
     print(&text)
+}
+
+/// Says what is kept whole of a name.
+pub(super) fn whole(kept: &Kept) -> String {
+    let images = match kept.images {
+        1 => "1 image".to_owned(),
+        count => format!("{count} images"),
+    };
+    let missing = match kept.missing {
+        0 => String::new(),
+        count => format!("; {count} more of its index were not there"),
+    };
+    format!("Kept whole: {} with {images}{missing}\n", kept.digest)
 }
 
 /// Warns that device nodes are stored as files.

@@ -81,6 +81,7 @@ mod output_file;
 mod outside_helper;
 mod own_store;
 mod owner_options;
+mod path_hints;
 mod policy_args;
 mod pool;
 mod progress;

@@ -18,7 +18,7 @@ use super::mount_upper::Fresh;
 use super::options::MountOptions;
 use super::pool::PoolArgs;
 use super::progress::{Items, verb};
-use super::{catalog, command_sandbox, named_layers, output, own_store, short_names};
+use super::{catalog, command_sandbox, named_layers, output, own_store, path_hints, short_names};
 use unionfs::catalog::{Label, directory};
 use unionfs::image_mounts::label_of_image;
 use unionfs::layer::StackSpec;
@@ -65,6 +65,9 @@ pub(super) fn look_up(
         && short_names::learn(image)
     {
         found = look_up_once(asked, root);
+    }
+    if found.is_err() {
+        asked.image.map(path_hints::learn);
     }
     let error = match found {
         Err(error) if is_not_unpacked(&error) => error,

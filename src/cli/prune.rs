@@ -11,7 +11,7 @@ use super::command_sandbox::SandboxArgs;
 use super::error::Usage;
 use super::filters::{Condition as _, ForPrune, Resolved};
 use super::live_mounts::Mounted;
-use super::output::{Cut, Table, print, print_json, size};
+use super::output::{Cut, Table, print, print_json, size, terminal_width, wrapped};
 use super::own_store;
 use unionfs::image_mounts::ImageCatalogs;
 use unionfs::store::writable::{Exclusive, Garbage, GarbageKind, LiveMounts as _, Unused};
@@ -27,8 +27,8 @@ Examples:
   unionfs prune --json | jq .bytes
 
 The command removes layers that no image and no read-write layer has, directories and links without
-a layer, catalogs of removed layers, files of commands that were killed, and downloads that a pull
-could resume. Images without a name stay, since import creates them on purpose. unionfs rmi ID removes
+a layer, catalogs of removed layers, files of commands that were killed, downloads that a pull
+could resume, and indexes (pull --all) whose name means another image now. Images without a name stay, since import creates them on purpose. unionfs rmi ID removes
 one of them; --dangling removes all that are not in use and that no image with a name was built from.
 Changes of mounts without a name stay too, also with --all: the last line says how many bytes they
 have, and unionfs ps -a lists them. --changes removes those that are not mounted.
@@ -96,10 +96,11 @@ impl KeptChanges {
             1 => "1 mount without a name stay".to_owned(),
             count => format!("{count} mounts without a name stay"),
         };
-        format!(
-            "{} of changes of {what}: `unionfs ps -a` lists them, `unionfs prune --changes` removes them\n",
+        let text = format!(
+            "{} of changes of {what}: `unionfs ps -a` lists them, `unionfs prune --changes` removes them",
             size(self.bytes)
-        )
+        );
+        wrapped("", &text, terminal_width())
     }
 }
 
@@ -251,6 +252,7 @@ fn text(report: &Report<'_>) -> String {
             GarbageKind::NameRecord => "unfinished read-write layer",
             GarbageKind::Catalog => "catalog of no layer",
             GarbageKind::Download => "download for a later pull",
+            GarbageKind::Kept => "index of no name",
             GarbageKind::Changes => "changes of a mount without a name",
         };
         table.row([

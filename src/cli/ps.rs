@@ -284,6 +284,7 @@ fn shown(rows: &[Row<'_>], all: bool) -> Rows {
         columns.insert(0, "Name");
     }
     let mut shown = Rows::new(&FIELDS, columns, "Key");
+    shown.may_leave_out(&["Layers", "Transport", "PID"]);
     for row in rows {
         shown.row(cells(row));
     }

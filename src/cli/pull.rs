@@ -10,7 +10,7 @@ use super::load::warn_of_devices;
 use super::output::{print, print_json, size};
 use super::progress::{ProgressArgs, verb};
 use super::registry_args::RegistryArgs;
-use super::{error, interrupt, own_store, remote_names, warn};
+use super::{error, interrupt, own_store, path_hints, remote_names, warn};
 use unionfs::layer_tar::Limits;
 use unionfs::oci::{Digest, Platform, Reference};
 use unionfs::progress::Progress;
@@ -33,7 +33,14 @@ Examples:
   unionfs pull debian:12
   unionfs pull debian:12 alpine:3
   unionfs pull --platform linux/arm64 registry.example.org/team/app:2
-  unionfs pull localhost:5000/app@sha256:4fd4…")]
+  unionfs pull --all registry.example.org/team/app:2
+  unionfs pull localhost:5000/app@sha256:4fd4…
+
+With --all, as with skopeo copy --all, what the name means in the registry is kept whole beside the
+image: an index with the images for all platforms, as they are compressed. push, save and copy with --all then
+give the same digests, and unionfs inspect lists the platforms. The image for this machine, or for
+--platform, gets the name. The rest takes as much space as was downloaded (unionfs df), until the name is
+removed.")]
 pub(super) struct Args {
     /// The images: [HOST/]NAME[:TAG][@DIGEST]; with a digest, the tag has no effect
     #[arg(value_name = "IMAGE", required = true)]
@@ -41,6 +48,12 @@ pub(super) struct Args {
     /// Pull the image for this platform: os/architecture[/variant] [default: this machine]
     #[arg(long, value_name = "PLATFORM", value_parser = own_store::platform)]
     platform: Option<Platform>,
+    /// Also keep the images for all platforms, and the index, for push --all, save --all and copy --all
+    #[arg(long)]
+    all: bool,
+    /// What docker and podman call all tags
+    #[arg(long, short = 'a', hide = true)]
+    all_tags: bool,
     /// Give the image this name, instead of its own
     #[arg(long, value_name = "NAME")]
     tag: Option<String>,
@@ -63,6 +76,10 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     own_store::refuse_root("pull", root)?;
+    if args.all_tags {
+        let text = "pull takes one tag at a time: `unionfs tags NAME` lists them; --all is for all platforms";
+        return Err(Usage(text.to_owned()).into());
+    }
     if args.tag.is_some() && args.images.len() > 1 {
         let text = "--tag names one image: pull one at a time";
         return Err(Usage(text.to_owned()).into());
@@ -71,6 +88,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut wanted = Vec::with_capacity(args.images.len());
     for image in &args.images {
         let options = options(args)?;
+        path_hints::learn(image);
         let name = remote_names::of_registry(image, || {
             format!("`unionfs copy {image} NAME` copies it into the own store")
         })?;
@@ -132,6 +150,7 @@ fn options(args: &Args) -> anyhow::Result<PullOptions> {
     options.parallel = args.registry.parallel;
     options.limits.bytes = args.max_layer_size;
     options.repair = args.repair;
+    options.whole = args.all;
     Ok(options)
 }
 
@@ -167,7 +186,12 @@ fn text(args: &Args, pulled: &[Pulled]) -> String {
             text += &format!("Repaired layer: {layer}\n");
         }
         let name = image.names.first().unwrap_or(asked);
-        text += &format!("Digest: {}\nPulled image: {name}\n", image.digest);
+        text += &format!("Digest: {}\n", image.digest);
+        text += &image
+            .kept
+            .as_ref()
+            .map_or_else(String::new, super::load::whole);
+        text += &format!("Pulled image: {name}\n");
     }
     text
 }

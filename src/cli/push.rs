@@ -21,7 +21,7 @@ use unionfs::store::writable::Staging;
 /// registry has are not sent. The layers of a pulled image keep their digests. Images of every
 /// store can be pushed, including those of Docker. Logins and certificates are those of unionfs
 /// pull. With --all, an index and all its images are copied as they are, where they are kept: in
-/// containerd's stores and OCI layouts.
+/// the own store (pull --all, load --all), containerd's stores and OCI layouts.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -15,6 +15,13 @@ pub(super) fn is_one(text: &str) -> bool {
     text.starts_with(REGISTRY)
 }
 
+/// Whether a text names an image in a store of an engine.
+pub(super) fn is_of_engine(text: &str) -> bool {
+    ["docker-daemon:", "containers-storage:"]
+        .iter()
+        .any(|kind| text.starts_with(kind))
+}
+
 /// The other kinds of names that skopeo has. No registry has an image of these names without a host.
 const OTHERS: [&str; 6] = [
     "oci:",
@@ -48,7 +55,8 @@ pub(super) fn ask(
     command: &str,
 ) -> anyhow::Result<(Reference, Access)> {
     let mut access = credentials.access()?;
-    let name = only(&access, text.strip_prefix(REGISTRY).unwrap_or(text))?;
+    let other = || format!("`unionfs inspect {text}` shows it");
+    let name = only(&access, of_registry(text, other)?)?;
     access.look_up_ways(&name, purpose)?;
     let mut cage = sandbox.cage(command)?;
     cage.talk()?;

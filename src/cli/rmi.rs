@@ -10,7 +10,7 @@ use super::command_sandbox::{Missing, SandboxArgs};
 use super::live_mounts::Mounted;
 use super::output::{print, print_json};
 use super::own_store;
-use super::{digest_names, error, short_names, warn};
+use super::{digest_names, error, path_hints, short_names, warn};
 use unionfs::image_mounts::ImageCatalogs;
 use unionfs::store::writable::{Exclusive, Removed};
 use unionfs::store::{Error, Places};
@@ -43,6 +43,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     own_store::refuse_root("rmi", root)?;
     for image in &args.images {
+        path_hints::learn(image);
         short_names::learn(image);
     }
     let store = own_store::must_exist()?;

@@ -135,6 +135,11 @@ impl Rows {
                 let head = |name: &str| self.head(name).to_owned();
                 let heads = template.heads(head);
                 let mut table = Table::new(&heads.iter().map(String::as_str).collect::<Vec<_>>());
+                for (at, names) in template.columns().iter().enumerate() {
+                    let fields = names.iter().filter_map(|name| self.find(name));
+                    let cut = fields.map(|field| field.cut).find(|cut| *cut != Cut::No);
+                    table.may_cut(at, cut.filter(|_| !args.no_trunc).unwrap_or(Cut::No));
+                }
                 for row in &self.rows {
                     table.row(template.cells(row));
                 }

@@ -19,7 +19,8 @@ use unionfs::store::{ImageName, Stores};
 /// Each layer is rebuilt byte for byte and checked against its digest. Images of every store can
 /// be saved, including those of Docker and podman. Of an index with several platforms, the image
 /// for this machine is saved. With --all, the index and all its images are copied as they are, where
-/// they are kept: in containerd's stores, OCI layouts and registries (docker://NAME).
+/// they are kept: in the own store (pull --all, load --all), containerd's stores, OCI layouts and
+/// registries (docker://NAME).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

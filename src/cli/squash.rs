@@ -69,7 +69,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let mut intake = store.begin_import();
     let stores = command_sandbox::open(places)?;
     let (from, id) = stores.locate(&image)?;
-    let image = from.image(&id)?;
+    let image = from.image(&id)?.called(&args.image);
     let kept = match &args.from {
         Some(layer) => kept_layers(&image, layer, stores.find(layer).ok().as_ref())?,
         None => 0,

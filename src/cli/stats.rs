@@ -8,7 +8,7 @@ use anyhow::bail;
 
 use super::candidates;
 use super::command_sandbox::SandboxArgs;
-use super::output::{print, print_json, size};
+use super::output::{print, print_json, size, terminal_width, wrapped};
 use unionfs::fuse::stats::{Stats, connect};
 use unionfs::fuse::{self, MountRecord, MountState, runtime};
 use unionfs::union::Counters;
@@ -70,7 +70,8 @@ fn describe(stats: &Stats) -> String {
     let _ = writeln!(text, "transport         {}", stats.mount.transport.name());
     let _ = writeln!(text, "io                {}", stats.mount.io.name());
     if let Some(sandbox) = &stats.mount.sandbox {
-        let _ = writeln!(text, "sandbox           {sandbox}");
+        let sandbox = sandbox.to_string();
+        text += &wrapped("sandbox           ", &sandbox, terminal_width());
     }
     let _ = writeln!(text, "requests          {}", stats.total_requests());
     for (operation, count) in &stats.requests {

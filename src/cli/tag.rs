@@ -36,9 +36,9 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     let places = cage.stores(root, &[&*image])?;
     let store = cage.enter_with_own(store)?;
     let store = own_store::lock(&store)?;
-    let (id, _) = own_store::find(&store, &image, &places)?;
+    let (id, found) = own_store::find(&store, &image, &places)?;
     for name in &names {
-        store.tag(name, &id)?;
+        store.tag_as(name, found.as_ref(), &id)?;
     }
     Ok(())
 }

@@ -8,17 +8,18 @@ use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::candidates;
+use super::{candidates, error, warn};
 use unionfs::fuse::unmount::Health;
 use unionfs::fuse::{self, Mount, MountRecord, MountState, Mountpoint, runtime};
 use unionfs::oci::Reference;
 use unionfs::store::UnnamedLayer;
 
-/// Unmount a file system
+/// Unmount file systems
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   unionfs umount /mnt
+  unionfs umount --all
   unionfs umount --force /mnt    for a daemon that hangs
   unionfs umount myapp:2         the mount of this image
 
@@ -30,12 +31,24 @@ once: the mount disappears from the tree, and ends when its last user does. With
 ends at once: programs that use it get ENOTCONN, and data that the daemon had not written yet is
 lost. Neither option waits for the daemon.
 
-Exit codes: 0 unmounted, 1 failed, 2 wrong usage, 3 the mount does not answer (within 5 seconds,
-or $UNIONFS_TIMEOUT) and is still there.")]
+Each mount is unmounted independently of the others; stderr has a line for each that is still there, such as
+one that is in use. --all takes those that unionfs ps lists: mounts of this user in this mount namespace. If
+there are none, it does nothing.
+
+Exit codes: 0 all are unmounted, 1 one or more are not, 2 wrong usage, 3 one or more do not answer (within
+5 seconds, or $UNIONFS_TIMEOUT) and are still there.")]
 pub(super) struct Args {
-    /// The directory that it is mounted on; or the image, or the name or ID of the layer
-    #[arg(add = candidates::mountpoints())]
-    mountpoint: PathBuf,
+    /// The directories that they are mounted on; or images, or names or IDs of layers
+    #[arg(
+        value_name = "MOUNTPOINT",
+        required_unless_present = "all",
+        conflicts_with = "all",
+        add = candidates::mountpoints()
+    )]
+    mountpoints: Vec<PathBuf>,
+    /// Unmount all mounts of this user that unionfs has made
+    #[arg(long, short = 'a')]
+    all: bool,
     /// Detach the mount even while it is in use, and do not wait
     #[arg(long, short = 'l')]
     lazy: bool,
@@ -48,16 +61,82 @@ pub(super) struct Args {
 const PATIENCE: i64 = 30;
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let mount = match Mountpoint::open(&args.mountpoint) {
+    if args.all {
+        return all(args);
+    }
+    let outcomes = args.mountpoints.iter().map(|text| one(text, args));
+    first(outcomes.filter_map(Result::err).collect())
+}
+
+/// Shows all failures but one, and returns that: the first that decides about the exit code.
+fn first(mut failures: Vec<anyhow::Error>) -> anyhow::Result<()> {
+    let silent = failures
+        .iter()
+        .position(|e| error::exit_code(e) == error::SILENT);
+    if failures.is_empty() {
+        return Ok(());
+    }
+    let shown = failures.remove(silent.unwrap_or(0));
+    for failure in &failures {
+        warn(error::line(failure));
+    }
+    Err(shown)
+}
+
+/// Unmounts all recorded mounts. One on a directory of another is in the way of that one: what is in use
+/// is tried again as long as others go.
+fn all(args: &Args) -> anyhow::Result<()> {
+    let mut failures = Vec::new();
+    let mut left: Vec<MountRecord> = runtime::list();
+    left.reverse();
+    loop {
+        let before = left.len();
+        let mut busy = Vec::new();
+        left.retain(|record| match recorded(record, args) {
+            Ok(()) => false,
+            // It would only be waited for again.
+            Err(failure) if error::exit_code(&failure) == error::SILENT => {
+                failures.push(failure);
+                false
+            }
+            Err(failure) => {
+                busy.push(failure);
+                true
+            }
+        });
+        if left.is_empty() || left.len() == before {
+            failures.extend(busy);
+            return first(failures);
+        }
+    }
+}
+
+/// Unmounts a recorded mount, unless it is not in this mount namespace, or gone by now.
+fn recorded(record: &MountRecord, args: &Args) -> anyhow::Result<()> {
+    match record.open_mount() {
+        Ok(None) => Ok(()),
+        Ok(Some(mount)) => unmount(mount, args),
+        Err(_) if record.state().is_none() => Ok(()),
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// Unmounts what a user has named.
+fn one(text: &Path, args: &Args) -> anyhow::Result<()> {
+    let mount = match Mountpoint::open(text) {
         // Only what is not there can be a name. Nothing asks the server of a mount that is there.
         Err(fuse::Error::Mountpoint { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            match named(&args.mountpoint)? {
+            match named(text)? {
                 Some(path) => find(&path, Mountpoint::open(&path)),
-                None => Err(source).with_context(|| no_mountpoint(&args.mountpoint)),
+                None => Err(source).with_context(|| no_mountpoint(text)),
             }
         }
-        place => find(&args.mountpoint, place),
+        place => find(text, place),
     }?;
+    unmount(mount, args)
+}
+
+fn unmount(mount: Mount, args: &Args) -> anyhow::Result<()> {
     let path = mount.path().to_owned();
     end(mount, args)?;
     // If mount has made it.
@@ -171,7 +250,7 @@ impl Daemon {
         loop {
             match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&limit)) {
                 Ok(0) => {
-                    super::warn(format_args!(
+                    warn(format_args!(
                         "{} is unmounted, but its daemon still runs: the mount is in use in \
                          another mount namespace",
                         path.display()

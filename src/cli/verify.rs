@@ -112,5 +112,10 @@ fn text(report: &Report) -> String {
         n => format!(", {} on damaged ones not checked", count(n, "layer")),
     };
     let hashed = size(report.bytes);
-    text + &format!("{images}, {layers}, {hashed} hashed{unchecked}: {outcome}\n")
+    let kept = match report.kept {
+        0 => String::new(),
+        1 => ", 1 index".to_owned(),
+        n => format!(", {n} indexes"),
+    };
+    text + &format!("{images}, {layers}{kept}, {hashed} hashed{unchecked}: {outcome}\n")
 }

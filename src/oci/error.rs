@@ -45,6 +45,12 @@ pub enum Error {
         /// The image or layer, with its digest or file.
         what: String,
     },
+    /// A document is no manifest or index that can be copied.
+    #[error("{reason}")]
+    BadDocument {
+        /// The reason.
+        reason: String,
+    },
     /// A `--change` is not an instruction for a configuration.
     #[error("cannot apply {text:?}: {reason}")]
     BadInstruction {

@@ -23,6 +23,7 @@
 pub mod chain_id;
 pub mod derived_config;
 pub mod digest;
+pub(crate) mod document;
 mod error;
 mod healthcheck;
 pub mod image_config;

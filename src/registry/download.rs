@@ -157,7 +157,10 @@ impl Fetch<'_, '_> {
         let file: &File = download.file();
         let length = file.metadata().map_err(failed)?.len();
         if length > self.blob.size {
-            state.restart(download)?;
+            // Another process may need the bytes, for a manifest that says how many there are.
+            if download.is_writing() {
+                state.restart(download)?;
+            }
             return Ok(state);
         }
         if length > 0 {

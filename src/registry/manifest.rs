@@ -12,15 +12,16 @@ use super::compress::LayerCompression;
 use super::error::{Error, Result};
 use crate::archive::artifact::{self, MediaTypes};
 use crate::oci::chain_id::MAX_LAYERS;
+use crate::oci::document::{self, Descriptor};
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, Platform, json};
 
 /// The size limit of a manifest in bytes, as in registries.
-pub(super) const MAX_MANIFEST: u64 = 4 << 20;
+pub(super) const MAX_MANIFEST: u64 = document::MAX_DOCUMENT;
 /// The size limit of a configuration in bytes.
 pub(super) const MAX_CONFIG: u64 = 32 << 20;
 /// The limit of nested indexes.
-pub(super) const MAX_DEPTH: usize = 4;
+pub(super) const MAX_DEPTH: usize = document::MAX_DEPTH;
 /// The limit of images in an index.
 const MAX_IMAGES: usize = 10_000;
 
@@ -87,6 +88,16 @@ pub(super) struct Blob {
 }
 
 impl Blob {
+    /// Returns the blob that a document refers to.
+    pub(super) fn of(descriptor: &Descriptor) -> Self {
+        Self {
+            digest: descriptor.digest,
+            media_type: descriptor.media_type.clone(),
+            size: descriptor.size,
+            annotations: BTreeMap::new(),
+        }
+    }
+
     /// Whether it is compressed with gzip, as every layer that Docker pushes.
     pub(super) fn is_gzip(&self) -> bool {
         self.media_type.ends_with("gzip")

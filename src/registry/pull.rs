@@ -21,12 +21,14 @@ use super::sources::{Needs, Sources};
 use crate::archive::{Incoming, LayerBlob, Source, take};
 use crate::layer_tar::Limits;
 use crate::oci::chain_id::chain_ids;
+use crate::oci::document::{self, Parts};
 use crate::oci::image_config;
-use crate::oci::{Digest, Platform, Reference};
+use crate::oci::{self, Digest, Platform, Reference};
 use crate::progress::Progress;
-use crate::store::writable::{Download, Exclusive};
+use crate::store::writable::{Download, Exclusive, Kept, StagedKept};
 use crate::store::{self, Writable};
 use crate::sys::free_space::FreeSpace;
+use crate::sys::interrupt;
 
 /// The options of a pull.
 #[derive(Clone, Debug)]
@@ -44,6 +46,9 @@ pub struct PullOptions {
     pub limits: Limits,
     /// Whether layers that the store has are checked, and downloaded again if they are damaged.
     pub repair: bool,
+    /// Whether the object of the name is kept whole: an index with its images for all platforms. The
+    /// image for `platform` gets the name.
+    pub whole: bool,
 }
 
 impl Default for PullOptions {
@@ -56,6 +61,7 @@ impl Default for PullOptions {
             parallel: super::PARALLEL,
             limits: Limits::default(),
             repair: false,
+            whole: false,
         }
     }
 }
@@ -78,6 +84,9 @@ pub struct Pulled {
     pub kept_devices: u64,
     /// The bytes of the compressed layers that were needed.
     pub needed: u64,
+    /// The object that is kept whole, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
 }
 
 /// An image whose blobs are in our store's downloads.
@@ -90,6 +99,8 @@ pub struct Fetched<'o> {
     manifest: Manifest,
     config: Vec<u8>,
     diff_ids: Vec<Digest>,
+    /// The object of the name, if it is kept whole.
+    whole: Option<Whole>,
     held: BTreeMap<Digest, Download>,
     /// The chain IDs of layers that the store has and that are damaged.
     damaged: Vec<Digest>,
@@ -109,13 +120,19 @@ pub fn fetch<'o>(
 ) -> Result<Fetched<'o>> {
     let sources = Sources::of(name, &options.access, show)?;
     let rules = options.access.rules(name)?;
-    let Resolved {
-        digest,
-        own,
-        manifest,
-    } = resolve(&sources, name, options)?;
+    let Resolved { top, own, manifest } = resolve(&sources, name, options)?;
+    let digest = top.digest;
     let chosen = own != digest;
-    signature::require(&rules, &sources, name, &[own, digest])?;
+    let signed = [digest, own];
+    // A signature of one image is none of the others of its index.
+    let signed = if options.whole {
+        &signed[..1]
+    } else {
+        &signed[..]
+    };
+    signature::require(&rules, &sources, name, signed)?;
+    let whole = options.whole.then(|| Whole::of(&sources, name, top));
+    let whole = whole.transpose()?;
     let config = config(&sources, store, &manifest.config)?;
     let what = sources.name();
     let parsed = image_config::parse(Path::new("its configuration"), &config)
@@ -149,6 +166,7 @@ pub fn fetch<'o>(
         manifest,
         config,
         diff_ids: parsed.diff_ids,
+        whole,
         held: BTreeMap::new(),
         damaged: Vec::new(),
         show,
@@ -169,8 +187,8 @@ pub fn fetch<'o>(
 
 /// What a name means.
 struct Resolved {
-    /// The digest of the name's own object: a manifest or an index.
-    digest: Digest,
+    /// The name's own object: a manifest or an index.
+    top: RawManifest,
     /// The digest of the manifest.
     own: Digest,
     /// The manifest for the platform.
@@ -184,19 +202,76 @@ fn resolve(sources: &Sources<'_>, name: &Reference, options: &PullOptions) -> Re
     let mut first = None;
     for _ in 0..=manifest::MAX_DEPTH {
         let found = manifest_from(sources, name, expected)?;
-        let top = *first.get_or_insert(found.digest);
-        match manifest::parse(&what, &found.media, &found.bytes, &platform)? {
+        let own = found.digest;
+        let document = manifest::parse(&what, &found.media, &found.bytes, &platform)?;
+        let top = first.get_or_insert(found);
+        match document {
             Document::Image(manifest) => {
-                return Ok(Resolved {
-                    digest: top,
-                    own: found.digest,
-                    manifest,
-                });
+                let top = top.clone();
+                return Ok(Resolved { top, own, manifest });
             }
             Document::Index(next) => expected = Some(next),
         }
     }
     Err(Error::malformed(what, "too many indexes within indexes"))
+}
+
+/// The object of a name, with all that it refers to.
+struct Whole {
+    object: Digest,
+    /// The documents with what they refer to, the innermost first.
+    documents: Vec<(RawManifest, Parts)>,
+    /// The blobs, each once.
+    blobs: Vec<Blob>,
+}
+
+impl Whole {
+    /// Gets all documents.
+    fn of(sources: &Sources<'_>, name: &Reference, top: RawManifest) -> Result<Self> {
+        let object = top.digest;
+        let get = |wanted: &document::Descriptor| {
+            interrupt::check().map_err(Error::from)?;
+            manifest_from(sources, name, Some(wanted.digest)).map(Some)
+        };
+        let fault = |error: oci::Error| Error::malformed(sources.name(), error.to_string());
+        let documents = document::tree(top, get, fault)?;
+        let mut once = HashSet::new();
+        let all = documents.iter().flat_map(|(_, parts)| &parts.blobs);
+        let blobs = all.filter(|blob| once.insert(blob.digest)).map(Blob::of);
+        Ok(Self {
+            object,
+            blobs: blobs.collect(),
+            documents,
+        })
+    }
+
+    /// Puts everything beside its place in the store. `held` are the downloads.
+    fn stage<'e>(
+        &self,
+        store: &'e Exclusive<'e>,
+        held: &BTreeMap<Digest, Download>,
+    ) -> Result<(StagedKept<'e>, Kept)> {
+        let staged = store.stage_kept(&self.object)?;
+        for blob in &self.blobs {
+            match held.get(&blob.digest) {
+                Some(download) => staged.downloaded(&blob.digest, download)?,
+                None if staged.reuse(&blob.digest, blob.size)? => {}
+                None => {
+                    let why = "it was removed from the store meanwhile: try again";
+                    return Err(Error::malformed(format!("blob {}", blob.digest), why));
+                }
+            }
+        }
+        let mut images = 0;
+        for (raw, parts) in &self.documents {
+            images += usize::from(parts.manifests.is_empty());
+            // A blob of an odd manifest may be a document too.
+            if !staged.has(&raw.digest)? {
+                staged.document(&raw.digest, &raw.bytes)?;
+            }
+        }
+        Ok((staged, Kept::new(self.object, images, 0)))
+    }
 }
 
 /// Returns the digest in a name, if it has one.
@@ -218,6 +293,16 @@ pub(super) struct RawManifest {
     /// The media type of the response.
     pub(super) media: String,
     pub(super) bytes: Vec<u8>,
+}
+
+impl document::Document for RawManifest {
+    fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Gets the manifest with a digest, or the one that the name means.
@@ -348,7 +433,13 @@ impl Fetched<'_> {
         let missing =
             layers.filter(|(at, (_, chain))| *at >= present || self.damaged.contains(chain));
         let missing = missing.map(|(_, (blob, _))| blob);
-        let missing: Vec<&Blob> = missing.filter(|blob| once.insert(blob.digest)).collect();
+        let mut missing: Vec<&Blob> = missing.filter(|blob| once.insert(blob.digest)).collect();
+        for blob in self.whole.iter().flat_map(|whole| &whole.blobs) {
+            if !once.contains(&blob.digest) && !store.has_kept_blob(&blob.digest, blob.size)? {
+                once.insert(blob.digest);
+                missing.push(blob);
+            }
+        }
         let limit = self.options.limits.bytes;
         if let Some(blob) = missing.iter().find(|blob| blob.size > limit) {
             let what = format!("{}, blob {}", self.sources.name(), blob.digest);
@@ -449,6 +540,7 @@ impl Fetched<'_> {
         let blobs = self.manifest.layers.iter();
         let incoming = Incoming {
             references: Vec::new(),
+            object: Some(self.digest),
             config: self.config.clone(),
             diff_ids: self.diff_ids.clone(),
             layers: blobs
@@ -459,11 +551,14 @@ impl Fetched<'_> {
                     size: Some(blob.size),
                 })
                 .collect(),
-            names: Vec::new(),
+            names: self.names()?,
         };
+        let whole = self.whole.as_ref();
+        let whole = whole.map(|whole| whole.stage(store, &self.held));
         let source = Source::of_dir(&writable.downloads()?, &self.sources.name())?;
         let limits = &self.options.limits;
-        let loaded = take(store, &source, &incoming, &self.names()?, limits, progress)?;
+        let whole = whole.transpose()?;
+        let loaded = take(store, &source, &incoming, whole, limits, progress)?;
         for (diff_id, blob) in self.diff_ids.iter().zip(blobs.clone()) {
             if blob.is_gzip() {
                 note(store, diff_id, &blob.digest, &self.name);
@@ -478,6 +573,7 @@ impl Fetched<'_> {
             repaired_layers: loaded.repaired_layers,
             kept_devices: loaded.kept_devices,
             needed: needed.map(|blob| blob.size).sum(),
+            kept: loaded.kept,
         })
     }
 

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-use super::Name;
 use super::error::{Error, Result};
 use super::layer_place::LayerPlace;
 use super::layerdb::CacheId;
+use super::{ImageName, Name};
 use crate::layer::LayerSpec;
-use crate::oci::{Config, Digest, Step};
+use crate::oci::{Config, Digest, Reference, Step};
 
 /// One layer of an image, verified and found on disk.
 #[derive(Clone, Debug, Serialize)]
@@ -131,6 +131,23 @@ impl Image {
     /// Returns a label of the image for messages: its first name, or its short ID.
     pub fn label(&self) -> String {
         label(&self.names, &self.id)
+    }
+
+    /// Puts the name by which the image was asked for before its other names: it becomes the label.
+    #[must_use]
+    pub fn called(mut self, text: &str) -> Self {
+        put_first(&mut self.names, text);
+        self
+    }
+}
+
+/// Puts the name that a user has typed before the others, if it is one of them.
+pub(crate) fn put_first(names: &mut [Name], text: &str) {
+    let typed = ImageName::parse(text).ok();
+    let typed = typed.and_then(|typed| Reference::parse(typed.name()).ok());
+    let at = typed.and_then(|typed| names.iter().position(|name| name.is(&typed)));
+    if let Some(front) = at.and_then(|at| names.get_mut(..=at)) {
+        front.rotate_right(1);
     }
 }
 

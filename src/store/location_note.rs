@@ -79,9 +79,9 @@ impl Stores {
             let dialect = store.driver.dialect();
             Some(LayerSpec { dir, dialect })
         };
-        match store.known_image(&id, noted, open)? {
+        match store.known_image(&id, text, noted, open)? {
             Some(found) => Ok(found),
-            None => self.whole_image(store, id),
+            None => self.whole_image(store, id, text),
         }
     }
 
@@ -102,10 +102,10 @@ impl Stores {
                 dialect: store.driver.dialect(),
             })
         };
-        if let Some(found) = store.known_image(&id, noted, locate)? {
+        if let Some(found) = store.known_image(&id, text, noted, locate)? {
             return Ok(found);
         }
-        let found = self.whole_image(store, id)?;
+        let found = self.whole_image(store, id, text)?;
         let lowers = found.lowers.into_iter().map(|layer| LayerLocation {
             path: layer.path().to_owned(),
             dialect: layer.dialect,
@@ -120,9 +120,9 @@ impl Stores {
     }
 
     /// Returns an image whose layers are found without a note.
-    fn whole_image(&self, store: &Store, id: Digest) -> Result<Mountable> {
+    fn whole_image(&self, store: &Store, id: Digest, text: &str) -> Result<Mountable> {
         let whole = |store: &Store| {
-            let image = store.image(&id)?;
+            let image = store.image(&id)?.called(text);
             let lowers = image.stack()?;
             Ok((image, lowers))
         };
@@ -157,6 +157,7 @@ impl Store {
     fn known_image<L>(
         &self,
         id: &Digest,
+        text: &str,
         noted: impl FnOnce(&Chain) -> Option<Vec<u8>>,
         layer: impl Fn(&Self, &Path) -> Option<L>,
     ) -> Result<Option<Mountable<L>>> {
@@ -178,7 +179,8 @@ impl Store {
             return Ok(None);
         };
         lowers.reverse();
-        let names = self.names_of(id)?;
+        let mut names = self.names_of(id)?;
+        image::put_first(&mut names, text);
         Ok(Some(Mountable {
             id: *id,
             label: image::label(&names, id),

@@ -40,7 +40,9 @@ pub struct Report {
     pub layers: usize,
     /// The number of layers that were not checked, because a layer below has damaged records.
     pub unchecked: usize,
-    /// The number of bytes of tars that were rebuilt and hashed.
+    /// The number of indexes and manifests that are kept whole and were checked with all their blobs.
+    pub kept: usize,
+    /// The number of bytes of tars that were rebuilt and hashed, and of blobs that were hashed.
     pub bytes: u64,
     /// All problems; empty if there are none.
     pub problems: Vec<Problem>,
@@ -92,10 +94,12 @@ impl Stores {
         if let Some(text) = image {
             let (store, id) = self.locate(text)?;
             verify.image(store, &id);
+            verify.kept(store, |store| store.kept_objects_of(&id));
         } else {
             self.all().iter().for_each(|store| verify.store(store));
         }
         verify.contents(scratch.each_ref(), progress);
+        verify.kept_contents(progress);
         let mut report = verify.report;
         // Damage of a layer that several images and containers share is found with each of them.
         let mut seen = HashSet::new();
@@ -126,6 +130,8 @@ const DAMAGED: usize = 200;
 struct Verify<'s> {
     report: Report,
     layers: Vec<(&'s Store, ImageLayer)>,
+    /// Indexes and manifests that are kept whole.
+    kept: Vec<(&'s Store, Digest)>,
     known: HashSet<(PathBuf, &'static str, Digest)>,
     /// The directories of podman's layers: podman may have a layer twice.
     podmans: HashSet<PathBuf>,
@@ -162,6 +168,11 @@ impl<'s> Verify<'s> {
         if store.records.is_none() {
             self.other_layers(store);
             self.containers(store);
+            self.kept(store, |store| {
+                let mut objects = store.kept_objects(&[])?;
+                objects.extend(store.kept_dirs()?);
+                Ok(objects)
+            });
         }
     }
 
@@ -273,6 +284,48 @@ impl<'s> Verify<'s> {
         }
     }
 
+    /// Collects what one of our own stores keeps whole.
+    fn kept(&mut self, store: &'s Store, objects: impl FnOnce(&Store) -> Result<HashSet<Digest>>) {
+        if !store.is_ours() {
+            return;
+        }
+        match objects(store) {
+            Ok(objects) => {
+                let mut objects: Vec<Digest> = objects.into_iter().collect();
+                objects.sort();
+                self.kept
+                    .extend(objects.into_iter().map(|object| (store, object)));
+            }
+            Err(error) => self.problem(store, "store", error),
+        }
+    }
+
+    /// Hashes everything that is kept whole.
+    fn kept_contents(&mut self, progress: &mut dyn FnMut(Progress<'_, &Digest>)) {
+        for (store, object) in std::mem::take(&mut self.kept) {
+            let item = &object;
+            progress(Progress::Begin {
+                item,
+                size: store.kept_size(item),
+                have: 0,
+            });
+            let mut bytes = 0u64;
+            let checked = store.check_kept(item, &mut |count| {
+                bytes = bytes.saturating_add(count);
+                progress(Progress::Advance { item, count });
+            });
+            self.report.kept += 1;
+            self.report.bytes = self.report.bytes.saturating_add(bytes);
+            let faults = checked.unwrap_or_else(|error| vec![error.to_string()]);
+            if faults.is_empty() {
+                progress(Progress::Done { item });
+            }
+            for what in faults {
+                self.problem(store, format!("index {object}"), what);
+            }
+        }
+    }
+
     /// Rebuilds the tar of every layer.
     fn contents(
         &mut self,
@@ -280,9 +333,11 @@ impl<'s> Verify<'s> {
         progress: &mut dyn FnMut(Progress<'_, &Digest>),
     ) {
         let layers = std::mem::take(&mut self.layers);
-        let sizes = layers.iter().map(|(_, layer)| layer.size);
+        let kept = self.kept.iter();
+        let kept = kept.map(|(store, object)| store.kept_size(object));
+        let sizes = layers.iter().map(|(_, layer)| layer.size).chain(kept);
         progress(Progress::Total {
-            items: layers.len(),
+            items: layers.len() + self.kept.len(),
             size: sizes.fold(0, u64::saturating_add),
         });
         for (store, layer) in layers {

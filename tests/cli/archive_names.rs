@@ -209,3 +209,111 @@ fn an_image_of_an_archive_stays_until_it_is_mounted() {
     assert!(pruning.wait().unwrap().success());
     assert!(!home.path("failed").exists());
 }
+
+#[test]
+fn load_takes_the_names_of_skopeo() {
+    let home = need!(home());
+    for (name, made) in [
+        ("oci:layout:v1", "layout:v1"),
+        ("oci-archive:two-oci.tar:x", "two-oci:x"),
+        ("docker-archive:both.tar:two:1", "two:1"),
+        ("docker-archive:one.tar", "one:1"),
+    ] {
+        let said = home.run(["load", "-q", name]).ok();
+        assert_eq!(said, format!("Loaded image: {made}\n"), "{name}");
+    }
+    home.run(["load", "-q", "-i", "dir:flat", "--tag", "flat:1"])
+        .ok();
+    // What exists by the whole text is that file.
+    fs::copy(home.path("one.tar"), home.path("oci:layout:v2")).unwrap();
+    let said = home.run(["load", "-q", "oci:layout:v2"]).ok();
+    assert_eq!(said, "Loaded image: one:1\n");
+    for (name, code, words) in [
+        ("oci:absent:v1", 1, "absent"),
+        ("oci:layout:v9", 1, "v9"),
+        ("docker://one:1", 2, "unionfs pull one:1"),
+        (
+            "docker-daemon:one:1",
+            2,
+            "unionfs copy docker-daemon:one:1 NAME",
+        ),
+        ("one:1", 1, "unionfs pull one:1"),
+        ("./absent.tar", 1, "No such file"),
+        ("oci:", 2, "oci:PATH"),
+    ] {
+        home.run(["load", "-q", name]).failed(code, &[words]);
+    }
+}
+
+/// A file or a directory where an image is named, and the other way round.
+#[test]
+fn what_is_of_another_kind_is_told() {
+    let home = need!(home());
+    let of = |path: &str, args: &[&str], words: &[&str]| {
+        let outcome = home.run(args);
+        assert_ne!(outcome.code, Some(0), "{outcome:?}");
+        assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:?}");
+        for word in words {
+            assert!(
+                outcome.stderr.contains(word),
+                "{path} {args:?}: {outcome:?}"
+            );
+        }
+    };
+    home.dirs(&["rootfs/etc"]);
+    for (path, told) in [
+        ("one.tar", "docker-archive:one.tar"),
+        ("layout", "oci:layout"),
+        ("./layout", "oci:./layout"),
+        ("flat", "dir:flat"),
+        ("rootfs", "unionfs import"),
+    ] {
+        for args in [
+            &["inspect", path][..],
+            &["mount", path, "mnt"],
+            &["ls", path],
+            &["save", path, "-o", "x.tar"],
+            &["copy", path, "new:1"],
+        ] {
+            of(path, args, &[told]);
+        }
+    }
+    for args in [
+        &["run", "one.tar", "true"][..],
+        &["bundle", "one.tar", "bundle"],
+        &["cat", "one.tar", "/etc/name"],
+        &["cp", "one.tar:/etc/name", "."],
+        &["history", "one.tar"],
+        &["layers", "one.tar"],
+        &["verify", "one.tar"],
+        &["push", "one.tar", "127.0.0.1:1/x"],
+        &["diff", "one.tar", "two.tar"],
+        &["squash", "one.tar", "x:1"],
+        &["export", "one.tar"],
+        &["commit", "one.tar", "x:1"],
+        &["catalog", "build", "one.tar"],
+    ] {
+        of("one.tar", args, &["docker-archive:one.tar"]);
+    }
+    for (args, words) in [
+        (&["pull", "./layout"][..], "oci:./layout"),
+        (&["pull", "oci:layout"], "unionfs copy oci:layout NAME"),
+        (&["tags", "oci:layout"], "unionfs inspect"),
+        (&["digest", "dir:flat"], "unionfs inspect"),
+        (&["delete", "oci:layout"], "not in a registry"),
+        (&["copy", "oci:layout:v1", "./new"], "oci:./new"),
+        (&["import", "oci:layout", "x:1"], "unionfs load"),
+        (&["import", "debian:12", "x:1"], "unionfs pull debian:12"),
+    ] {
+        of("", args, &[words]);
+    }
+    // This may be meant.
+    let imported = home.run(["import", "-q", "one.tar", "x:1"]);
+    assert_eq!(imported.code, Some(0), "{imported:?}");
+    assert!(imported.stderr.contains("unionfs load"), "{imported:?}");
+    assert!(
+        home.run(["import", "-q", "rootfs", "x:1"])
+            .stderr
+            .is_empty()
+    );
+}

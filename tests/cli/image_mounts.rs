@@ -80,3 +80,22 @@ fn a_mount_that_fails_leaves_no_upper() {
     let unknown = ImageMount::find_in(stores, "other:1", home.path("own"));
     assert!(matches!(unknown, Err(Error::Store(_))));
 }
+
+/// An image with several names is known by the one that was typed.
+#[test]
+fn a_mount_has_the_name_by_which_the_image_was_mounted() {
+    need!(can_mount());
+    let home = crate::own_store::home();
+    home.dirs(&["second"]);
+    for name in ["one:latest", "one:1"] {
+        home.run(["mount", "-r", name, "mnt"]).ok();
+        home.run(["mount", "--name", "work", name, "second"]).ok();
+        let shown = home.run(["ps", "--format", "{{.Source}}"]).ok();
+        assert_eq!(shown, format!("{name}\n{name}\n"));
+        home.run(["umount", "second"]).ok();
+        home.run(["umount", name]).ok();
+        home.run(["rm", "work"]).ok();
+    }
+    let squashed = ["squash", "--from", "0123456", "one:latest", "new:1"];
+    home.run(squashed).failed(1, &["one:latest has no layer"]);
+}

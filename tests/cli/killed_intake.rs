@@ -84,6 +84,28 @@ fn a_load_that_fails_leaves_nothing() {
     fail_everywhere(&home, &["load", "-q", "-i", "images.tar"]);
 }
 
+/// What is kept whole of a name is there completely, or not at all.
+#[test]
+fn kept_whole() {
+    let home = need!(home());
+    let within = |args: &[&str]| {
+        std::fs::rename(home.path("template"), home.path("own")).unwrap();
+        home.run(args).ok();
+        std::fs::rename(home.path("own"), home.path("template")).unwrap();
+    };
+    within(&["save", "-q", "--format", "oci", "two:1", "-o", "two.tar"]);
+    let load = ["load", "-q", "--all", "-i", "two.tar"];
+    kill_everywhere(&home, &load, |_| false);
+    fail_everywhere(&home, &load);
+    std::fs::remove_dir_all(home.path("own")).unwrap();
+    within(&load);
+    let nameless = |seen: &View| {
+        let images = seen.iter().filter(|entry| entry.starts_with("sha256:"));
+        images.count() == 2 && !seen.iter().any(|entry| entry.starts_with("two"))
+    };
+    kill_everywhere(&home, &["rmi", "two:1"], nameless);
+}
+
 /// Each run gives another ID, because the image has the time in it.
 fn one_more(seen: &View, name: &str) -> bool {
     let images = seen.iter().filter(|entry| entry.starts_with("sha256:"));

@@ -91,6 +91,10 @@ pub(crate) fn view(root: &Path, when: &str) -> View {
     let mut view = View::new();
     for image in &listing.images {
         view.insert(image.id.to_string());
+        for name in &image.names {
+            let kept = stores.pulled_content(&name.to_string()).unwrap();
+            view.extend(kept.map(|kept| format!("{name} kept {}", kept.target())));
+        }
         view.extend(
             image
                 .names

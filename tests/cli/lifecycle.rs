@@ -230,6 +230,62 @@ fn a_busy_mount_stays_unless_lazy() {
 }
 
 #[test]
+fn all_mounts_end_but_those_in_use() {
+    need!(can_mount());
+    let home = Home::with_layers();
+    let read_only = |dir: &str| {
+        home.dirs(&[dir]);
+        home.run(["-o", "lowerdir=lower", dir]).ok();
+    };
+    assert_eq!(
+        home.run(["umount", "-a"]).ok(),
+        "",
+        "nothing to do is no error"
+    );
+    read_only("dead");
+    let dead = home.daemon();
+    for process in keepers(&home, dead).into_iter().chain([dead]) {
+        kill(process, Signal::KILL);
+    }
+    wait_until("the daemon is dead", || !is_running(dead));
+    home.mount();
+    // One on a directory of another is in its way.
+    read_only("mnt/inner");
+    read_only("busy");
+    let rows = home.json(["ps", "--json"]);
+    let daemons = rows.as_array().unwrap().iter();
+    let daemons = daemons.map(|row| i32::try_from(row["pid"].as_u64().unwrap()).unwrap());
+    let daemons: Vec<i32> = daemons.collect();
+    assert_eq!((daemons.len(), home.mounts().len()), (4, 4), "{rows}");
+    let held = std::fs::File::open(home.path("busy/file")).unwrap();
+    home.run(["umount", "--all"])
+        .failed(1, &[&home.text("busy"), "in use"]);
+    assert_eq!(home.mounts().len(), 1, "{:?}", home.mounts());
+    // The mounts of other users, and of other runtime directories, are not ours.
+    home.dirs(&["run2"]);
+    let mut others = home.command(program());
+    others.env("UNIONFS_RUNTIME_DIR", home.path("run2"));
+    let outcome = Outcome::from(others.args(["umount", "-a"]).output().unwrap());
+    outcome.ok();
+    assert_eq!(home.mounts().len(), 1);
+    home.run(["unmount", "--all", "--lazy"]).ok();
+    assert_eq!(home.mounts(), Vec::<String>::new());
+    drop(held);
+    wait_until("all daemons end", || {
+        daemons.iter().all(|daemon| !is_running(*daemon))
+    });
+    // Several are unmounted independently of each other.
+    read_only("one");
+    read_only("two");
+    home.run(["umount", "one", "absent", "two"])
+        .failed(1, &["absent"]);
+    assert_eq!(home.mounts(), Vec::<String>::new());
+    for wrong in [&["umount"][..], &["umount", "-a", "one"]] {
+        assert_eq!(home.run(wrong).code, Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
 fn foreground() {
     need!(can_mount());
     let home = Home::with_layers();

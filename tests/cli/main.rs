@@ -54,6 +54,7 @@ mod scratch_images;
 mod set_id_images;
 mod signals;
 mod system_log;
+mod terminals;
 mod tree_diff;
 mod tree_files;
 mod unnamed_layers;

@@ -14,11 +14,11 @@ use unionfs::store::Writable;
 use crate::images::{home, id, serve};
 use crate::server::{Server, can_serve, digest_of, skopeo};
 
-const LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// Serves an index `app:all` with two images; returns its digest and those of the images.
-fn serve_index(home: &Home, server: &Server, media: &str) -> (Digest, [Digest; 2]) {
+pub(crate) fn serve_index(home: &Home, server: &Server, media: &str) -> (Digest, [Digest; 2]) {
     let options: &[&str] = match media {
         INDEX => &["--format", "oci"],
         _ => &[],

@@ -10,6 +10,7 @@ mod broken;
 mod chunked;
 mod copy;
 mod images;
+mod kept;
 mod killed;
 mod login;
 mod mirrors;

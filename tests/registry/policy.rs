@@ -11,6 +11,7 @@ use unionfs::oci::Digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::copy::INDEX;
 use crate::images::{home, serve};
 use crate::server::{Server, can_serve, digest_of};
 
@@ -133,6 +134,92 @@ fn archives_follow_the_policy_too() {
     assert_eq!(run(&home, &["load", "-q", "-i", "a.tar"]).code, Some(0));
 }
 
+/// Signatures of GPG, certificates of Fulcio and the log Rekor cannot be checked: each command that takes
+/// an image from a registry or an archive refuses it before it reads it, and says what to do.
+#[test]
+fn what_cannot_be_checked_is_refused_by_every_command() {
+    let home = home();
+    let docker = home.text("docker");
+    let save = ["--root", &docker, "save", "-q", "sample:1", "-o", "a.tar"];
+    run(&home, &save).ok();
+    std::fs::write(home.path("key.pub"), "a key").unwrap();
+    home.dirs(&["nobody/.config/containers", "mnt"]);
+    let key = home.text("key.pub");
+    let more = |text: &str| format!(r#"{{"type":"sigstoreSigned",{text}}}"#);
+    let demands = [
+        (
+            format!(r#"{{"type":"signedBy","keyType":"GPGKeys","keyPath":"{key}"}}"#),
+            "podman",
+        ),
+        (
+            r#"{"type":"signedBaseLayer","baseLayerIdentity":{"type":"matchExact"}}"#.to_owned(),
+            "podman",
+        ),
+        (
+            more(
+                r#""fulcio":{"caPath":"/ca","oidcIssuer":"i","subjectEmail":"e"},"rekorPublicKeyPath":"/r""#,
+            ),
+            "podman",
+        ),
+        (
+            more(&format!(r#""keyPath":"{key}","rekorPublicKeyPath":"/r""#)),
+            "podman",
+        ),
+        (more(r#""pki":{"caRootsPath":"/ca"}"#), "podman"),
+        (r#"{"type":"ofTheFuture"}"#.to_owned(), "podman"),
+        // A key that is none.
+        (more(&format!(r#""keyPath":"{key}""#)), "PEM"),
+    ];
+    // Nobody is asked: the policy is read first.
+    let remote = "127.0.0.1:1/app:1";
+    let url = format!("docker://{remote}");
+    let archive = "docker-archive:a.tar";
+    let commands: [&[&str]; 20] = [
+        &["pull", remote],
+        &["pull", "--all", remote],
+        &["copy", &url, "new:1"],
+        &["copy", "--all", &url, "new:1"],
+        &["copy", &url, "oci:out"],
+        &["copy", "--all", &url, "docker://127.0.0.1:1/other"],
+        &["load", "-i", "a.tar"],
+        &["load", "--all", archive],
+        &["copy", archive, "new:1"],
+        &["copy", archive, "oci:out"],
+        &["mount", "-r", archive, "mnt"],
+        &["run", archive, "true"],
+        &["inspect", archive],
+        &["ls", archive],
+        &["cat", archive, "/etc/motd"],
+        &["diff", archive, archive],
+        &["save", archive, "-o", "b.tar"],
+        &["push", archive, remote],
+        &["tag", archive, "new:1"],
+        &["verify", archive],
+    ];
+    let file = home.path("nobody/.config/containers/policy.json");
+    for (number, (demand, remedy)) in demands.iter().enumerate() {
+        std::fs::write(&file, format!(r#"{{"default":[{demand}]}}"#)).unwrap();
+        // One demand of each kind is tried with every command, the others with one of each kind.
+        let few = [commands[0], commands[4], commands[6], commands[10]];
+        let tried = if number == 0 { &commands[..] } else { &few };
+        for args in tried {
+            let refused = run(&home, args);
+            let code = if args[0] == "run" { 125 } else { 1 };
+            assert_eq!(refused.code, Some(code), "{demand} {args:?}: {refused:?}");
+            let is_told = ["policy.json", remedy]
+                .iter()
+                .all(|word| refused.stderr.contains(word))
+                || refused.stderr.contains("key.pub") && refused.stderr.contains(remedy);
+            assert!(is_told, "{demand} {args:?}: {refused:?}");
+            assert_eq!(refused.stdout, "", "{args:?}");
+        }
+    }
+    assert!(!home.path("out/index.json").exists() && !home.path("b.tar").exists());
+    let images = ["--root", &home.text("own"), "images", "-q"];
+    let none = run(&home, &images);
+    assert!(none.stdout.is_empty(), "{none:?}");
+}
+
 /// A signature as cosign makes it, by a key of openssl. Debian's skopeo refuses all of sigstore: it
 /// cannot be asked whether it accepts.
 #[test]
@@ -199,6 +286,19 @@ fn a_signature_by_the_key_is_demanded() {
     pull().failed(1, &["policy.json", "another image"]);
     sign(&home, &server, "app", &digest, &digest, "key", &name);
     pull().ok();
+    // A signature of one image is none of its index, which is kept whole.
+    let text = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{{"mediaType":"application/vnd.docker.distribution.manifest.v2+json","size":{},"digest":"{digest}","platform":{{"os":"linux","architecture":"amd64"}}}}]}}"#,
+        crate::server::inspect(&server, "app:1").1.len()
+    );
+    server.put_manifest("app", "all", INDEX, &text);
+    let name = server.name("app:all");
+    sign(&home, &server, "app", &digest, &digest, "key", &name);
+    run(&home, &["pull", "-q", &name]).ok();
+    run(&home, &["pull", "--all", "-q", &name]).failed(1, &["policy.json", "no signature"]);
+    let index = Digest::of(text.as_bytes());
+    sign(&home, &server, "app", &index, &index, "key", &name);
+    run(&home, &["pull", "--all", "-q", &name]).ok();
 }
 
 /// Stores a signature beside the image `of`: the key signs that `named` is the image `what`.

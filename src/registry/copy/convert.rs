@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::super::error::{Error, Result};
 use super::super::pull::RawManifest;
-use super::document::{Parts, media_type};
+use super::media_type::media_type;
 use crate::oci::Digest;
+use crate::oci::document::Parts;
 
 /// Docker's media types, and those of OCI.
 const TYPES: [(&str, &str); 7] = [
@@ -57,9 +58,9 @@ pub(super) fn converted(tree: Vec<(RawManifest, Parts)>) -> Result<Vec<(RawManif
     let mut all = Vec::with_capacity(tree.len());
     for (raw, mut parts) in tree {
         let new = document(&raw, &changed)?;
-        for digest in &mut parts.manifests {
-            if let Some(other) = changed.get(&digest.to_string()) {
-                *digest = other.digest;
+        for manifest in &mut parts.manifests {
+            if let Some(other) = changed.get(&manifest.digest.to_string()) {
+                manifest.digest = other.digest;
             }
         }
         if new.digest != raw.digest {

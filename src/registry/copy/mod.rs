@@ -10,8 +10,8 @@
 //! All input is hostile: each digest is compared before the destination gets the bytes.
 
 mod convert;
-mod document;
 mod from;
+mod media_type;
 mod to;
 
 use std::collections::HashSet;
@@ -23,7 +23,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
-use self::document::Parts;
 use self::from::From;
 use self::to::To;
 use super::Show;
@@ -34,7 +33,8 @@ use super::parallel::each;
 use super::pull::RawManifest;
 use super::signature;
 use crate::archive::Source;
-use crate::oci::{Digest, Platform, Reference};
+use crate::oci::document::{self, Parts};
+use crate::oci::{self, Digest, Platform, Reference};
 use crate::progress::Progress;
 use crate::store::writable::Staging;
 use crate::sys::interrupt;
@@ -115,7 +115,7 @@ pub fn copy(
     if let (Some(name), From::Registry { sources, .. }) = (&name, &from) {
         signature::require(&rules, sources, name, &[chosen.digest, top.digest])?;
     }
-    let tree = tree(&from, chosen, 0)?;
+    let tree = tree(&from, chosen)?;
     let to = To::open(to, same, show)?;
     let tree = if to.is_layout() {
         convert::converted(tree).inspect_err(|_| to.undo())?
@@ -144,7 +144,7 @@ fn copy_tree(
     let mut once = HashSet::new();
     let mut blobs: Vec<Blob> = tree
         .iter()
-        .flat_map(|(_, parts)| parts.blobs.clone())
+        .flat_map(|(_, parts)| parts.blobs.iter().map(Blob::of))
         .collect();
     blobs.retain(|blob| once.insert(blob.digest));
     // A tar is written one entry after the other.
@@ -182,10 +182,9 @@ fn choose(from: &From<'_>, top: &RawManifest, platform: &Platform) -> Result<Raw
     let mut found = top.clone();
     for _ in 0..=manifest::MAX_DEPTH {
         // What is no index is copied whatever it is, also a chart or a signature.
-        if document::parts(&from.name(), &found.bytes)?
-            .manifests
-            .is_empty()
-        {
+        let parts = document::parts(&found.bytes)
+            .map_err(|error| Error::malformed(from.name(), error.to_string()))?;
+        if parts.manifests.is_empty() {
             return Ok(found);
         }
         match manifest::parse(&from.name(), &found.media, &found.bytes, platform)? {
@@ -200,21 +199,13 @@ fn choose(from: &From<'_>, top: &RawManifest, platform: &Platform) -> Result<Raw
 }
 
 /// Returns a manifest with all that it refers to, the innermost first.
-fn tree(from: &From<'_>, raw: RawManifest, depth: usize) -> Result<Vec<(RawManifest, Parts)>> {
-    if depth > manifest::MAX_DEPTH {
-        return Err(Error::malformed(
-            from.name(),
-            "too many indexes within indexes",
-        ));
-    }
-    interrupt::check().map_err(Error::from)?;
-    let parts = document::parts(&from.name(), &raw.bytes)?;
-    let mut all = Vec::new();
-    for digest in &parts.manifests {
-        all.extend(tree(from, from.manifest(digest)?, depth + 1)?);
-    }
-    all.push((raw, parts));
-    Ok(all)
+fn tree(from: &From<'_>, top: RawManifest) -> Result<Vec<(RawManifest, Parts)>> {
+    let get = |wanted: &document::Descriptor| {
+        interrupt::check().map_err(Error::from)?;
+        from.manifest(&wanted.digest).map(Some)
+    };
+    let fault = |error: oci::Error| Error::malformed(from.name(), error.to_string());
+    document::tree(top, get, fault)
 }
 
 struct Copying<'c, 'f, 't> {

@@ -178,6 +178,17 @@ impl ConfinedDir {
         })
     }
 
+    /// Gives a file another name, which must not exist. A symlink is not followed.
+    pub(crate) fn hard_link(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+        let (from, to) = (from.as_ref(), to.as_ref());
+        let (old, name) = self
+            .above(from)
+            .map_err(|errno| self.error("link", from, errno))?;
+        self.at("link", to, |new, new_name| {
+            rustix::fs::linkat(&old, &name, new, new_name, AtFlags::empty())
+        })
+    }
+
     /// Exchanges two names: in one step if the file system supports it, else one after the other.
     pub(crate) fn exchange(&self, one: impl AsRef<Path>, other: impl AsRef<Path>) -> Result<()> {
         let (one, other) = (one.as_ref(), other.as_ref());

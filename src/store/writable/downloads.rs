@@ -80,6 +80,12 @@ impl Writable {
             if !writing && !try_flock(&file, &path, FlockOperation::NonBlockingLockShared)? {
                 return Ok(None);
             }
+            if writing && file.metadata().is_ok_and(|stat| stat.nlink() > 1) {
+                // A process that was killed has left a second name of a blob that is kept: nothing may
+                // be written to it.
+                root.remove_file(&relative)?;
+                continue;
+            }
             // The file may have been removed meanwhile.
             if is_at(&file, root, &relative)? {
                 return Ok(Some(Download {
@@ -136,6 +142,11 @@ impl Download {
     /// Returns the path of the file, for messages.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns its path relative to the store's root.
+    pub(super) fn relative(&self) -> &Path {
+        &self.relative
     }
 
     /// Whether the file may be written to. If not, another process also has it, complete or given

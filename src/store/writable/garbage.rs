@@ -12,7 +12,7 @@ use crate::oci::Digest;
 use crate::store::confined_dir::SMALL;
 use crate::store::error::{Error, Result};
 use crate::store::image::lossy;
-use crate::store::{CacheId, Image, Name, UnnamedLayer, named_layer};
+use crate::store::{CacheId, Image, Name, UnnamedLayer, kept, named_layer};
 
 /// The kind of garbage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -38,6 +38,8 @@ pub enum GarbageKind {
     Catalog,
     /// A blob from a registry, complete or partial, that no running `pull` uses.
     Download,
+    /// An object that is kept whole, of no name.
+    Kept,
     /// The changes of a mount without a name, if the caller asks for them.
     Changes,
 }
@@ -172,6 +174,7 @@ impl<'e> Exclusive<'e> {
         }
         search.metadata()?;
         search.downloads()?;
+        search.kept()?;
         let mut found = search.found;
         // Images stay in the order in which they can be removed.
         let path = |garbage: &Garbage| garbage.image.is_none().then(|| garbage.path.clone());
@@ -224,6 +227,11 @@ impl<'e> Exclusive<'e> {
             // A download that a pull uses again stays.
             (GarbageKind::Download, _) => {
                 return downloads::if_free(root, path, || root.remove_file(path));
+            }
+            (GarbageKind::Kept, _) => {
+                let name = path.file_name().and_then(|name| name.to_str());
+                let object = name.and_then(Digest::from_hex);
+                self.remove_kept(&object.ok_or_else(elsewhere)?)?;
             }
             _ => root.remove_tree(path)?,
         }
@@ -369,6 +377,17 @@ impl Search<'_> {
             let relative = Path::new(downloads::DIR).join(name);
             if downloads::if_free(self.exclusive.confined_root(), &relative, || Ok(()))? {
                 self.add(GarbageKind::Download, relative);
+            }
+        }
+        Ok(())
+    }
+
+    fn kept(&mut self) -> Result<()> {
+        let store = self.exclusive.store();
+        let needed = store.kept_objects(self.going)?;
+        for object in store.kept_dirs()? {
+            if !needed.contains(&object) {
+                self.add(GarbageKind::Kept, Path::new(kept::DIR).join(object.hex()));
             }
         }
         Ok(())

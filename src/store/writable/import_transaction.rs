@@ -1,6 +1,6 @@
 //! Adds layers and images in one transaction: all of them stay, with their names, or none.
 
-use super::{Exclusive, NoMounts, StagedLayer};
+use super::{Exclusive, NoMounts, StagedKept, StagedLayer};
 use crate::layer_tar::Unpacked;
 use crate::oci::{Digest, Reference};
 use crate::store::error::Result;
@@ -15,6 +15,8 @@ pub struct ImportTransaction<'e> {
     exclusive: &'e Exclusive<'e>,
     layers: Vec<Digest>,
     images: Vec<Digest>,
+    /// Whether an object was kept whole.
+    has_kept: bool,
     /// After a signal the process ends when the layers and images are removed. `None` if a signal
     /// came before; then nothing can be staged any more.
     _at_work: Option<AtWork>,
@@ -27,6 +29,7 @@ impl Exclusive<'_> {
             exclusive: self,
             layers: Vec::new(),
             images: Vec::new(),
+            has_kept: false,
             _at_work: interrupt::begin().ok(),
         }
     }
@@ -60,6 +63,31 @@ impl ImportTransaction<'_> {
         self.exclusive.register_image(config)
     }
 
+    /// Keeps an object whole, of names that the image will get.
+    ///
+    /// # Errors
+    /// [`crate::store::Error::Io`], and [`crate::store::Error::Oci`] for the file of names.
+    pub fn keep(
+        &mut self,
+        staged: &StagedKept<'_>,
+        names: &[Reference],
+        image: &Digest,
+    ) -> Result<()> {
+        self.has_kept = true;
+        staged.publish()?;
+        self.exclusive.keep_names(names, image, &staged.object())
+    }
+
+    /// Records the object that names of the image have in the registry or archive: what is kept of them
+    /// as another object does not count any more.
+    ///
+    /// # Errors
+    /// As [`ImportTransaction::keep`].
+    pub fn names_object(&self, names: &[Reference], image: &Digest, object: &Digest) -> Result<()> {
+        let mut names = names.iter();
+        names.try_for_each(|name| self.exclusive.keep_only(name, image, object))
+    }
+
     /// Returns the chain IDs of the new layers.
     pub fn new_layers(&self) -> &[Digest] {
         &self.layers
@@ -76,6 +104,7 @@ impl ImportTransaction<'_> {
         self.exclusive.tag_all(names)?;
         self.layers.clear();
         self.images.clear();
+        self.has_kept = false;
         Ok(())
     }
 
@@ -86,6 +115,9 @@ impl ImportTransaction<'_> {
             if exclusive.store().imagedb().contains(id)? && exclusive.names(id)?.is_empty() {
                 exclusive.remove_image(id, &NoMounts)?;
             }
+        }
+        if std::mem::take(&mut self.has_kept) {
+            self.exclusive.drop_unnamed_kept()?;
         }
         match self.layers.as_slice() {
             [] => Ok(()),

@@ -7,6 +7,7 @@
 //!                containers/NAME   JSON: a named read-write layer (see `named_layer`)
 //!                tmp/              files being written
 //!                downloads/        blobs from registries, partial or complete
+//!                kept/             objects of registries, kept whole (see `kept`)
 //!        image/overlay2/           repositories.json, imagedb, layerdb: as in Docker's
 //!        overlay2/                 the layers' directories and l/
 //! ```
@@ -21,6 +22,7 @@ mod downloads;
 mod garbage;
 mod images;
 mod import_transaction;
+mod kept;
 mod layout;
 mod remove;
 mod repair;
@@ -41,6 +43,7 @@ pub use distribution::{KnownBlob, seen};
 pub use downloads::Download;
 pub use garbage::{Garbage, GarbageKind, Unused};
 pub use import_transaction::ImportTransaction;
+pub use kept::{Kept, StagedKept};
 pub use remove::{InUse, LiveMounts, NoMounts, Removed, in_use_on};
 pub use repair::LiveUse;
 pub use staged::StagedLayer;

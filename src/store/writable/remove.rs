@@ -137,7 +137,8 @@ impl Exclusive<'_> {
         Ok(all.filter(|(_, i)| i == id).map(|(name, _)| name).collect())
     }
 
-    /// Removes a name; returns the image that had it. The image stays.
+    /// Removes a name; returns the image that had it. The image stays, and what was kept of the name goes.
+    /// Must not be called while this process has a [`crate::store::Stores`] of the same store.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Malformed`] for the file of names.
@@ -146,6 +147,7 @@ impl Exclusive<'_> {
         let had = names.remove(name)?;
         if had.is_some() {
             self.write_repositories(&names)?;
+            self.drop_unnamed_kept()?;
         }
         Ok(had)
     }
@@ -198,6 +200,7 @@ impl Exclusive<'_> {
         for going in &going {
             self.delete(going)?;
         }
+        self.drop_unnamed_kept()?;
         Ok(Removed {
             untagged,
             image: Some(*id),
