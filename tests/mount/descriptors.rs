@@ -13,7 +13,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use testkit::fixture::Fixture;
 use testkit::mount::{Fs, Scratch, Stack, chmod, poll};
-use testkit::need::has_uring;
+use testkit::need::{Needed, has_uring};
+use testkit::without::{self, Lack};
 use testkit::{errno, need, need_mounts};
 
 /// The descriptor limit of the server.
@@ -362,21 +363,29 @@ fn others_work_beside_a_flood(options: &'static str) {
     assert_eq!(left(&f), 0, "{options}");
 }
 
+/// These tests tell the shared whiteout from other files by its type.
+fn whiteouts_are_devices() -> Needed {
+    without::has(&[Lack::Whiteouts])
+}
+
 #[test]
 fn others_work_beside_a_flood_cached() {
     need_mounts!();
+    need!(whiteouts_are_devices());
     others_work_beside_a_flood("io=cached,transport=classic");
 }
 
 #[test]
 fn others_work_beside_a_flood_passed_through() {
     need_mounts!();
+    need!(whiteouts_are_devices());
     others_work_beside_a_flood("io=passthrough,transport=classic");
 }
 
 #[test]
 fn others_work_beside_a_flood_over_io_uring() {
     need_mounts!();
+    need!(whiteouts_are_devices());
     need!(has_uring());
     others_work_beside_a_flood("io=cached,transport=uring");
     others_work_beside_a_flood("io=passthrough,transport=uring");
@@ -409,6 +418,7 @@ fn what_a_killed_server_kept_is_swept() {
 #[test]
 fn links_are_counted_beyond_the_budget() {
     need_mounts!();
+    need!(whiteouts_are_devices());
     let scratch = Scratch::disk();
     let stack = stack(&scratch);
     let lower = stack.lowers[0].join("root");
