@@ -172,7 +172,7 @@ pub fn answer_of(limit: u64, work: impl FnOnce(OwnedFd)) -> io::Result<Vec<u8>> 
     }
 }
 
-/// A descriptor that a copy of this process makes. See [`descriptor_of`].
+/// A descriptor that a copy of this process makes: the answer of `descriptor_of`.
 #[derive(Debug)]
 pub struct Pending(OwnedFd);
 
