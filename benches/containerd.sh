@@ -7,17 +7,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benches/images.sh
+usage() { sed -n '2,6p' benches/containerd.sh >&2; }
 rounds=21 images=100 dir=
-while getopts n:i:d: option; do
-    case $option in
-    n) rounds=$OPTARG ;;
-    i) images=$OPTARG ;;
-    d) dir=$OPTARG ;;
-    *) sed -n '2,6p' benches/containerd.sh >&2; exit 2 ;;
-    esac
-done
-shift $((OPTIND - 1))
-start containerd "$dir" "${1:-}"
+options n:i:d: "$@"
+start containerd
 ci/install.sh containerd
 daemon=
 # The mounts of a round that failed, and the daemon.
@@ -51,12 +44,11 @@ done
 
 # once STORE : mounts an image in the middle of the list, and unmounts it.
 once() {
-    { time "$program" --root "$work/$1" mount --read-only "image-$((images / 2)):1" "$work/mnt"; } 2>>"$work/$1.times"
+    timed "$program" --root "$work/$1" mount --read-only "image-$((images / 2)):1" "$work/mnt"
+    echo "$times" >>"$work/$1.times"
     [ "$(cat "$work/mnt/number")" = $((images / 2)) ] || { echo "$1: not the image" >&2; exit 1; }
     "$program" umount "$work/mnt"
 }
-alternate containerd docker
-for store in containerd docker; do
-    printf '%-10s %6s s, CPU %s s user, %s s system\n' $store \
-        "$(median 1 $store)" "$(median 2 $store)" "$(median 3 $store)"
-done
+contestants=(containerd docker)
+alternate
+report

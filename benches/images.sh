@@ -1,7 +1,26 @@
 # Sourced by load/run.sh, push/run.sh and pull/run.sh: options, the program, the image of the measurement, rounds
 # and medians. The script defines `usage`, which prints its head, `once CONTESTANT`, which runs it and
-# writes a line of figures to $work/CONTESTANT.times, and a function for each contestant. list.sh and
-# containerd.sh use only the program, the rounds and the medians.
+# writes a line of figures to $work/CONTESTANT.times, a function for each contestant, and their names in
+# `contestants`. list.sh and containerd.sh have no such image.
+
+# options LETTERS [OPTIONS OF THE SCRIPT...] : sets rounds, mib, layers, images and dir from the options that
+# LETTERS names for getopts, and program.
+options() {
+    local letters=$1 option OPTIND=1
+    shift
+    while getopts "$letters" option; do
+        case $option in
+        n) rounds=$OPTARG ;;
+        s) mib=$OPTARG ;;
+        l) layers=$OPTARG ;;
+        i) images=$OPTARG ;;
+        d) dir=$OPTARG ;;
+        *) usage; exit 2 ;;
+        esac
+    done
+    shift $((OPTIND - 1))
+    program=${1:-}
+}
 
 # prepare NAME PACKAGES [OPTIONS OF THE SCRIPT...] : sets program, rounds, work and image, and makes the
 # image of $layers layers, which -l changes.
@@ -9,32 +28,22 @@ prepare() {
     local name=$1 packages=$2 mib=600 dir=
     shift 2
     rounds=5
-    while getopts n:s:l:d: option; do
-        case $option in
-        n) rounds=$OPTARG ;;
-        s) mib=$OPTARG ;;
-        l) layers=$OPTARG ;;
-        d) dir=$OPTARG ;;
-        *) usage; exit 2 ;;
-        esac
-    done
-    shift $((OPTIND - 1))
-    start "$name" "$dir" "${1:-}"
+    options n:s:l:d: "$@"
+    start "$name"
     # shellcheck disable=SC2086 # names of packages
     ci/install.sh $packages
     image=$work/image.tar
     python3 benches/load/make-image.py "$image" "$mib" "$layers"
 }
 
-# start NAME DIRECTORY PROGRAM : sets program, which is built if PROGRAM is empty, and work, in
-# DIRECTORY or a temporary one.
+# start NAME : sets program, if it is empty, to the one that it builds, and work, in $dir or a temporary
+# directory.
 start() {
-    program=$3
     if [ -z "$program" ]; then
         cargo build --release --quiet --bin unionfs
         program=$PWD/target/release/unionfs
     fi
-    work=$(mktemp -d "${2:-${TMPDIR:-/tmp}}/bench-$1.XXXXXX")
+    work=$(mktemp -d "${dir:-${TMPDIR:-/tmp}}/bench-$1.XXXXXX")
     trap finish EXIT
 }
 
@@ -53,13 +62,36 @@ finish() {
     rm -rf "$work"
 }
 
-# alternate CONTESTANT... : runs them in turn, each first in another round.
+# timed COMMAND... : runs it, and sets `times` to its elapsed time and its CPU times.
+timed() {
+    { time "$@" >"$work/output"; } 2>"$work/time"
+    times=$(tail -n 1 "$work/time")
+    # Also what the command has said.
+    cat "$work/time" >&2
+}
+
+# synced COMMAND... : runs it, and waits until all is on the disk.
+synced() {
+    "$@" && sync -f "$work"
+}
+
+# alternate : runs the contestants in turn, each first in another round.
 alternate() {
-    local round turn contestants=("$@")
+    local round turn count=${#contestants[@]}
     for ((round = 0; round < rounds; round++)); do
-        for ((turn = 0; turn < $#; turn++)); do
-            once "${contestants[(round + turn) % $#]}"
+        for ((turn = 0; turn < count; turn++)); do
+            once "${contestants[(round + turn) % count]}"
         done
+    done
+}
+
+# report [UNIT] : prints the medians of all contestants. UNIT is that of a fourth figure.
+report() {
+    local contestant
+    for contestant in "${contestants[@]}"; do
+        printf '%-14s %6s s, CPU %s s user, %s s system%s\n' "$contestant" \
+            "$(median 1 "$contestant")" "$(median 2 "$contestant")" "$(median 3 "$contestant")" \
+            "${1:+, $(median 4 "$contestant") $1}"
     done
 }
 

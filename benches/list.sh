@@ -7,17 +7,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benches/images.sh
+usage() { sed -n '2,6p' benches/list.sh >&2; }
 rounds=21 images="100 1000" dir=
-while getopts n:i:d: option; do
-    case $option in
-    n) rounds=$OPTARG ;;
-    i) images=$OPTARG ;;
-    d) dir=$OPTARG ;;
-    *) sed -n '2,6p' benches/list.sh >&2; exit 2 ;;
-    esac
-done
-shift $((OPTIND - 1))
-start list "$dir" "${1:-}"
+options n:i:d: "$@"
+start list
 export UNIONFS_STORE=$work/store
 
 # measure NAME ARGUMENTS... : runs the program for all rounds, and prints the medians.
@@ -26,7 +19,8 @@ measure() {
     shift
     : >"$work/$name.times"
     for ((round = 0; round < rounds; round++)); do
-        { time "$program" --root "$UNIONFS_STORE" "$@" >"$work/listed"; } 2>>"$work/$name.times"
+        timed "$program" --root "$UNIONFS_STORE" "$@"
+        echo "$times" >>"$work/$name.times"
     done
     echo "$name: $(median 1 "$name") s, CPU $(median 2 "$name") s user, $(median 3 "$name") s system"
 }
@@ -40,7 +34,7 @@ for count in $images; do
         "$program" import -q "$work/rootfs" "image-$made:1" >/dev/null
     done
     measure "images of $count images" images
-    [ "$(wc -l <"$work/listed")" = $((count + 1)) ] || { echo "not all images are listed" >&2; exit 1; }
+    [ "$(wc -l <"$work/output")" = $((count + 1)) ] || { echo "not all images are listed" >&2; exit 1; }
 done
 for ((number = 0; number < 2000; number++)); do
     mkdir -p "$work/files/dir-$((number % 20))"
@@ -49,8 +43,8 @@ done
 "$program" import -q "$work/files" files:1 >/dev/null
 for catalog in "without a catalog" "with a catalog"; do
     measure "ls $catalog" ls -l files:1 /dir-7
-    [ "$(wc -l <"$work/listed")" -ge 100 ] || { echo "not all files are listed" >&2; exit 1; }
+    [ "$(wc -l <"$work/output")" -ge 100 ] || { echo "not all files are listed" >&2; exit 1; }
     measure "cat $catalog" cat files:1 /dir-7/file-1007
-    [ "$(cat "$work/listed")" = 1007 ] || { echo "the file is another one" >&2; exit 1; }
+    [ "$(cat "$work/output")" = 1007 ] || { echo "the file is another one" >&2; exit 1; }
     "$program" catalog build files:1 >/dev/null 2>&1
 done

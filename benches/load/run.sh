@@ -27,15 +27,11 @@ podman_load() {
 once() {
     cat "$image" >/dev/null
     sync
-    { time { "$1" >/dev/null && sync -f "$work"; }; } 2>"$work/time"
-    cat "$work/time" >&2
-    tail -n 1 "$work/time" >>"$work/$1.times"
+    timed synced "$1"
+    echo "$times" >>"$work/$1.times"
     rm -rf "$work/out" "$work/run"
 }
 
 contestants=(unionfs skopeo_load podman_load)
-alternate "${contestants[@]}"
-for contestant in "${contestants[@]}"; do
-    printf '%-13s %6s s, CPU %s s user, %s s system\n' "$contestant" \
-        "$(median 1 "$contestant")" "$(median 2 "$contestant")" "$(median 3 "$contestant")"
-done
+alternate
+report

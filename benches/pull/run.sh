@@ -33,16 +33,12 @@ podman_pull() {
 # once CONTESTANT : runs it, and records its times.
 once() {
     sync
-    { time { "$1" >/dev/null && sync -f "$work"; }; } 2>"$work/time"
-    cat "$work/time" >&2
-    tail -n 1 "$work/time" >>"$work/$1.times"
+    timed synced "$1"
+    echo "$times" >>"$work/$1.times"
     umount "$work/podman/overlay" 2>/dev/null || true
     rm -rf "$work/out" "$work/podman" "$work/run"
 }
 
 contestants=(unionfs skopeo_pull podman_pull)
-alternate "${contestants[@]}"
-for contestant in "${contestants[@]}"; do
-    printf '%-12s %6s s, CPU %s s user, %s s system\n' "$contestant" \
-        "$(median 1 "$contestant")" "$(median 2 "$contestant")" "$(median 3 "$contestant")"
-done
+alternate
+report

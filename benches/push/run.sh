@@ -31,17 +31,12 @@ podman_zstd() { "${theirs[@]}" push -q --tls-verify=false --compression-format z
 once() {
     serve
     sync
-    { time "$1" >/dev/null; } 2>"$work/time"
-    cat "$work/time" >&2
+    timed "$1"
     stop_serving
-    echo "$(tail -n 1 "$work/time") $(du -sb "$work/registry" | cut -f1)" >>"$work/$1.times"
+    echo "$times $(du -sb "$work/registry" | cut -f1)" >>"$work/$1.times"
     rm -rf "$work/registry"
 }
 
 contestants=(unionfs_gzip podman_gzip unionfs_zstd podman_zstd)
-alternate "${contestants[@]}"
-for contestant in "${contestants[@]}"; do
-    printf '%-13s %6s s, CPU %s s user, %s s system, %s bytes\n' "$contestant" \
-        "$(median 1 "$contestant")" "$(median 2 "$contestant")" "$(median 3 "$contestant")" \
-        "$(median 4 "$contestant")"
-done
+alternate
+report bytes

@@ -18,7 +18,7 @@ use super::output::{print, print_json};
 use super::output_file::Output;
 use super::progress::{Json, ProgressArgs, verb};
 use super::registry_args::{Connection, Credentials, at_once};
-use super::{own_store, path_hints};
+use super::{own_store, path_hints, remote_names};
 use unionfs::oci::{Digest, Platform};
 use unionfs::progress::Progress;
 use unionfs::registry::{Copied, CopyImages, CopyTo, PARALLEL, Purpose, copy};
@@ -199,10 +199,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
         );
         return Err(Usage(text).into());
     }
-    if ["containers-storage:", "docker-daemon:"]
-        .iter()
-        .any(|kind| args.destination.starts_with(kind))
-    {
+    if remote_names::is_of_engine(&args.destination) {
         let text = "unionfs only reads the stores of podman and Docker: give a plain name, for the own store";
         return Err(Usage(text.to_owned()).into());
     }

@@ -266,19 +266,6 @@ pub fn main() -> ExitCode {
 }
 
 fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
-    if let [_, first, words @ ..] = args
-        && first == MOUNT
-        && let Some(args) = mount::Args::plain(words)
-    {
-        return Ok(Cli {
-            root: None,
-            runroot: None,
-            store: None,
-            namespace: None,
-            policy: PolicyArgs::default(),
-            command: Command::Mount(args),
-        });
-    }
     if args.get(1).is_some_and(|first| first == MOUNT)
         && let Ok(only) = OnlyMount::try_parse_from(args)
     {

@@ -1,7 +1,7 @@
 //! `unionfs mount` mounts an image or a container by name.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -52,7 +52,7 @@ Exit codes: 0 mounted, 1 failed, 2 wrong usage, 3 a mount on MOUNTPOINT, or on t
 not answer (within 5 seconds, or $UNIONFS_TIMEOUT).";
 
 /// Mount an image or a container
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES, override_usage = "\
 unionfs mount [OPTIONS] IMAGE [MOUNTPOINT]
        unionfs mount [OPTIONS] --name NAME [[IMAGE] MOUNTPOINT]
@@ -101,37 +101,6 @@ pub(super) struct Args {
     /// Log requests to stderr in the foreground, otherwise to a file in the runtime directory
     #[arg(long, short = 'd')]
     debug: bool,
-}
-
-impl Args {
-    /// Reads the arguments of most mounts. `None`: these need the parser, which takes as long as
-    /// reading the store does. It also finds all mistakes.
-    pub(super) fn plain(words: &[OsString]) -> Option<Self> {
-        let mut args = Self::default();
-        let mut words = words.iter();
-        // A value that may be meant as an option, and one given twice, are left to the parser.
-        let is_value = |word: &&OsString| !word.is_empty() && !word.as_bytes().starts_with(b"-");
-        let once = |place: &mut Option<PathBuf>, word: Option<&OsString>| {
-            let value = word.filter(is_value)?;
-            place.replace(value.into()).is_none().then_some(())
-        };
-        let flag = |place: &mut bool| (!std::mem::replace(place, true)).then_some(());
-        while let Some(word) = words.next() {
-            match word.as_bytes() {
-                b"--read-only" | b"-r" => flag(&mut args.read_only)?,
-                b"--ephemeral" => flag(&mut args.ephemeral)?,
-                b"--upper" => once(&mut args.upper, words.next())?,
-                b"--work" => once(&mut args.work, words.next())?,
-                b"-o" => args.options.push(words.next().filter(is_value)?.clone()),
-                _ if is_value(&word) && args.operands.len() < 2 => args.operands.push(word.clone()),
-                _ => return None,
-            }
-        }
-        let chosen = [args.read_only, args.ephemeral, args.upper.is_some()];
-        let goes_together = args.upper.is_some() == args.work.is_some()
-            && chosen.iter().filter(|chosen| **chosen).count() <= 1;
-        goes_together.then_some(args)
-    }
 }
 
 pub(super) fn run(mut args: Args, root: Option<&Path>) -> anyhow::Result<()> {
@@ -410,63 +379,4 @@ fn origin(found: &ToMount) -> Option<UnnamedOrigin> {
             String::from_utf8_lossy(&chain.driver).into_owned(),
         ),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser as _;
-
-    use super::*;
-
-    #[derive(Debug, clap::Parser)]
-    struct Parsed {
-        #[command(flatten)]
-        args: Args,
-    }
-
-    /// What is read without the parser is what the parser reads.
-    #[test]
-    fn plain_arguments_are_those_of_the_parser() {
-        const WORDS: [&str; 14] = [
-            "--read-only",
-            "-r",
-            "--ephemeral",
-            "--upper",
-            "--work",
-            "-o",
-            "image:1",
-            "/mnt",
-            "a b",
-            "",
-            "-x",
-            "--",
-            "-ro",
-            "--upper=/u",
-        ];
-        let mut read = 0;
-        for number in 0..WORDS.len().pow(4) {
-            let mut words = Vec::new();
-            let mut rest = number;
-            while rest > 0 {
-                words.push(OsString::from(WORDS[rest % WORDS.len()]));
-                rest /= WORDS.len();
-            }
-            let Some(plain) = Args::plain(&words) else {
-                continue;
-            };
-            let all = [OsString::from("unionfs")].into_iter().chain(words.clone());
-            let parsed = Parsed::try_parse_from(all).unwrap_or_else(|e| panic!("{words:?}: {e}"));
-            assert_eq!(
-                format!("{plain:?}"),
-                format!("{:?}", parsed.args),
-                "{words:?}"
-            );
-            read += 1;
-        }
-        assert!(read > 100, "{read}");
-        let words = [
-            "--upper", "/u", "--work", "/w", "-o", "noatime", "image", "/mnt",
-        ];
-        assert!(Args::plain(&words.map(OsString::from)).is_some());
-    }
 }

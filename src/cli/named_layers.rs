@@ -5,7 +5,7 @@ use anyhow::bail;
 use super::lookup_answer::Found;
 use unionfs::image_mounts::label_below_container;
 use unionfs::store::writable::Exclusive;
-use unionfs::store::{Error, Image, NamedLayer, Store, Stores};
+use unionfs::store::{Image, NamedLayer, Store, Stores};
 
 /// Returns the layer with that name, on `image` if one is given. `None` if there is none.
 ///
@@ -18,8 +18,7 @@ pub(super) fn find(
 ) -> anyhow::Result<Option<Found>> {
     for store in own.all() {
         if let Some(named) = store.named(name)? {
-            let image = image.map(|text| Ok::<_, Error>(stores.find(text)?.called(text)));
-            let image = image.transpose()?;
+            let image = image_of(stores, image)?;
             check(&named, image.as_ref())?;
             return found(store, named).map(Some);
         }
@@ -36,8 +35,7 @@ pub(super) fn find_or_make(
 ) -> anyhow::Result<Found> {
     let store = locked.writable().store();
     let existing = store.named(name)?;
-    let image = image.map(|text| Ok::<_, Error>(stores.find(text)?.called(text)));
-    let image = image.transpose()?;
+    let image = image_of(stores, image)?;
     match (existing, image) {
         (Some(named), image) => {
             check(&named, image.as_ref())?;
@@ -53,6 +51,12 @@ pub(super) fn find_or_make(
             store.root()
         ),
     }
+}
+
+/// Finds an image. It is called by the name that the user has given.
+fn image_of(stores: &Stores, text: Option<&str>) -> anyhow::Result<Option<Image>> {
+    let found = text.map(|text| Ok(stores.find(text)?.called(text)));
+    found.transpose()
 }
 
 fn found(store: &Store, named: NamedLayer) -> anyhow::Result<Found> {

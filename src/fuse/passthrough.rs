@@ -216,17 +216,16 @@ impl Opens {
             let opens = Arc::clone(self);
             Writing { opens, ino }
         });
-        for _ in 0..LOOKS {
-            let executors = match self.open.get(&ino) {
-                Some(open) if open.is_of_lower() => open.executors,
-                _ => return Ok(writing),
-            };
-            if executors > 0 || !self.shares {
-                break;
+        let free = patiently(|| match self.open.get(&ino) {
+            Some(open) if open.is_of_lower() => {
+                (open.executors > 0 || !self.shares).then_some(false)
             }
-            std::thread::sleep(PATIENCE / LOOKS);
+            _ => Some(true),
+        });
+        match free {
+            Some(true) => Ok(writing),
+            _ => Err(Errno::TXTBSY.into()),
         }
-        Err(Errno::TXTBSY.into())
     }
 
     /// Whether a writer waits for readers of the file.
@@ -237,12 +236,7 @@ impl Opens {
     /// Lets a writer that waits for readers go first. Otherwise readers that come one after the
     /// other could keep it out.
     pub(super) fn give_way(&self, ino: Ino) {
-        for _ in 0..LOOKS {
-            if !self.is_awaited(ino) {
-                return;
-            }
-            std::thread::sleep(PATIENCE / LOOKS);
-        }
+        patiently(|| (!self.is_awaited(ino)).then_some(()));
     }
 
     /// Whether [`Self::write`] may wait for readers.
@@ -543,6 +537,18 @@ fn kind(flags: u32) -> u64 {
         .into_iter()
         .filter_map(|(is, bit)| is.then_some(bit))
         .sum()
+}
+
+/// Looks again and again, for [`PATIENCE`] at most, and returns what was seen.
+fn patiently<T>(look: impl Fn() -> Option<T>) -> Option<T> {
+    for _ in 0..LOOKS {
+        let seen = look();
+        if seen.is_some() {
+            return seen;
+        }
+        std::thread::sleep(PATIENCE / LOOKS);
+    }
+    None
 }
 
 fn takes_direct(union: &Union, ino: Ino) -> bool {

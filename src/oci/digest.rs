@@ -5,9 +5,13 @@
 //! descriptor.md, "Digests").
 
 use std::fmt;
+use std::io;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
+
+/// The number of bytes that are read at a time.
+const CHUNK: usize = 256 << 10;
 
 /// A SHA-256 digest. Displays as `sha256:<64 hex>`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +26,28 @@ impl Digest {
     /// Returns the digest of all bytes that were hashed.
     pub(crate) fn from_hash(hash: Sha256) -> Self {
         Self(hash.finalize().into())
+    }
+
+    /// Returns the digest of all bytes of a reader. `passed` gets the number of further bytes that were
+    /// read, and can end it; `failed` makes the error of a read.
+    pub(crate) fn of_reader<E>(
+        mut reader: impl io::Read,
+        mut passed: impl FnMut(u64) -> Result<(), E>,
+        failed: impl FnOnce(io::Error) -> E,
+    ) -> Result<Self, E> {
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => return Ok(Self::from_hash(hash)),
+                Ok(got) => {
+                    hash.update(&buffer[..got]);
+                    passed(got as u64)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
     }
 
     /// Parses `sha256:<64 hex>`; `None` for any other form.

@@ -15,12 +15,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::confined_dir::ConfinedDir;
 use super::error::{Error, Result};
@@ -239,24 +237,15 @@ fn document_in(root: &ConfinedDir, object: &Digest, digest: &Digest) -> Result<O
 }
 
 /// Returns the digest of a file's bytes.
-pub(super) fn hash(mut file: File, path: &Path, passed: &mut dyn FnMut(u64)) -> Result<Digest> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        interrupt::check()?;
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(Digest::from_hash(hash)),
-            Ok(got) => {
-                hash.update(&buffer[..got]);
-                passed(got as u64);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-                return Err(Error::io("read", path, errno));
-            }
-        }
-    }
+pub(super) fn hash(file: File, path: &Path, passed: &mut dyn FnMut(u64)) -> Result<Digest> {
+    let step = |count| {
+        passed(count);
+        Ok(interrupt::check()?)
+    };
+    Digest::of_reader(file, step, |error| {
+        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        Error::io("read", path, errno)
+    })
 }
 
 /// A platform of an index, and whether its image is kept.

@@ -102,12 +102,7 @@ fn start_helper(
     work: impl FnOnce(OwnedFd),
 ) -> io::Result<OwnedFd> {
     require_one_thread()?;
-    let (ours, theirs) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let (ours, theirs) = messages()?;
     if is_in_other_process()? {
         std::mem::forget(work);
         return Ok(ours);
@@ -121,6 +116,16 @@ fn start_helper(
         }));
     }
     end()
+}
+
+/// Returns the two ends of a socket that keeps message boundaries.
+fn messages() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 /// Forks a process that nobody has to wait for. Returns true in this process, and false in the new
@@ -201,12 +206,7 @@ impl AsFd for Pending {
 /// fork(2).
 pub(crate) fn descriptor_of(make: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<Pending> {
     require_one_thread()?;
-    let (ours, theirs) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let (ours, theirs) = messages()?;
     if fork()?.is_some() {
         std::mem::forget(make);
         return Ok(Pending(ours));

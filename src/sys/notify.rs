@@ -6,15 +6,16 @@
 //! through that number counts only if [`Listener::is_waiting`] holds afterwards.
 #![allow(unsafe_code)]
 
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+use super::passing;
+use super::seccomp::{self, Answer};
 
 /// `SECCOMP_IOCTL_NOTIF_RECV`: `_IOWR('!', 0, struct seccomp_notif)` of linux/seccomp.h.
 const RECEIVE: u32 = 0xc050_2100;
@@ -143,56 +144,24 @@ impl AsFd for Listener {
     }
 }
 
-/// Installs a filter in the program that `command` starts, and in all that it starts, and returns the
-/// socket at which its listener arrives in a message of one byte. The filter
-/// ([`program`](super::seccomp::program)) gives calls to the listener. The program gets no new
-/// privileges.
+/// Installs a filter ([`program`](seccomp::program)) in the program that `command` starts, and in all
+/// that it starts, and returns the socket at which its listener arrives in a message of one byte. The
+/// program gets no new privileges.
 ///
 /// The message comes before `spawn` of the command returns. If the program cannot be started, the
 /// socket ends without one when the command is dropped.
 ///
 /// # Errors
-/// Those of socketpair(2).
-pub fn watch(command: &mut Command, filter: &[u8]) -> io::Result<UnixStream> {
+/// Those of socketpair(2); [`io::ErrorKind::Unsupported`] on architectures without a filter.
+pub fn watch(command: &mut Command, answers: &[Answer]) -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
-    let mut steps: Vec<libc::sock_filter> = Vec::new();
-    for step in filter.chunks_exact(size_of::<libc::sock_filter>()) {
-        steps.push(libc::sock_filter {
-            code: u16::from_ne_bytes([step[0], step[1]]),
-            jt: step[2],
-            jf: step[3],
-            k: u32::from_ne_bytes([step[4], step[5], step[6], step[7]]),
-        });
-    }
-    let len = u16::try_from(steps.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let steps = seccomp::steps(answers)?;
     let install = move || -> io::Result<()> {
         super::capabilities::set_no_new_privs()?;
-        let described = libc::sock_fprog {
-            len,
-            filter: steps.as_mut_ptr(),
-        };
-        // SAFETY: `described` and the program that it points to live through the call, which only
-        // reads them.
-        let listener = unsafe {
-            libc::syscall(
-                libc::SYS_seccomp,
-                libc::SECCOMP_SET_MODE_FILTER,
-                libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
-                &raw const described,
-            )
-        };
-        if listener < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let listener = seccomp::load(&steps, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
         // SAFETY: the call has made this descriptor, which closes on exec, and nobody else has it.
         let listener = unsafe { OwnedFd::from_raw_fd(listener as libc::c_int) };
-        let all = [listener.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        control.push(SendAncillaryMessage::ScmRights(&all));
-        let message = [IoSlice::new(&[0])];
-        rustix::net::sendmsg(&theirs, &message, &mut control, SendFlags::empty())?;
-        Ok(())
+        passing::send(&theirs, listener.as_fd())
     };
     // SAFETY: between fork and exec the closure makes three system calls, and no allocation.
     unsafe { command.pre_exec(install) };

@@ -83,6 +83,20 @@ pub enum Then {
 /// others are allowed. Calls with the numbers of another architecture kill the process, because the
 /// rules do not know their numbers. `None`: the architecture is not known here.
 pub fn program(answers: &[Answer]) -> Option<Vec<u8>> {
+    let steps = steps(answers).ok()?;
+    let bytes = steps.iter().flat_map(|step| {
+        let [a, b] = step.code.to_ne_bytes();
+        let [c, d, e, f] = step.k.to_ne_bytes();
+        [a, b, step.jt, step.jf, c, d, e, f]
+    });
+    Some(bytes.collect())
+}
+
+/// Returns the steps of a [`program`].
+///
+/// # Errors
+/// [`io::ErrorKind::Unsupported`] on architectures without a filter.
+pub(super) fn steps(answers: &[Answer]) -> io::Result<Vec<libc::sock_filter>> {
     let mut rules = BTreeMap::new();
     for answer in answers {
         let action = match answer.then {
@@ -99,18 +113,13 @@ pub fn program(answers: &[Answer]) -> Option<Vec<u8>> {
                     wanted: Wanted::Different,
                 }]],
                 action,
+                otherwise: None,
             },
         };
-        rules.entry(number(answer.call).ok()?).or_insert(rule);
+        rules.entry(number(answer.call)?).or_insert(rule);
     }
     let otherwise = Action::Allow;
-    let program = Table { rules, otherwise }.program().ok()?;
-    let bytes = program.iter().flat_map(|step| {
-        let [a, b] = step.code.to_ne_bytes();
-        let [c, d, e, f] = step.k.to_ne_bytes();
-        [a, b, step.jt, step.jf, c, d, e, f]
-    });
-    Some(bytes.collect())
+    Table { rules, otherwise }.program()
 }
 
 /// Allows only sockets of these families. Others fail with EAFNOSUPPORT. Of netlink(7) only routing
@@ -164,6 +173,7 @@ fn only_sockets(families: &[u32]) -> io::Result<Table> {
     let rule = Rule::If {
         alternatives: vec![others.collect(), netlink],
         action: failure(Errno::AFNOSUPPORT)?,
+        otherwise: None,
     };
     Ok(Table {
         rules: BTreeMap::from([(number(libc::SYS_socket)?, rule)]),
@@ -200,6 +210,7 @@ fn rules(calls: &[Call], action: Action) -> io::Result<BTreeMap<u32, Rule>> {
         let rule = rules.entry(number(call)?).or_insert(Rule::If {
             alternatives: Vec::new(),
             action,
+            otherwise: None,
         });
         if let Rule::If { alternatives, .. } = rule {
             alternatives.push(vec![condition]);
@@ -222,16 +233,21 @@ fn failure(error: Errno) -> io::Result<Action> {
 /// Installs a filter beside those that are in force. The kernel takes the strictest answer.
 fn install(table: &Table) -> io::Result<()> {
     super::capabilities::set_no_new_privs()?;
-    let mut program = table.program()?;
+    load(&table.program()?, 0).map(drop)
+}
+
+/// Calls seccomp(2) with the steps of a filter and `SECCOMP_FILTER_FLAG_*`, and returns its result. It
+/// allocates nothing.
+pub(super) fn load(steps: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<libc::c_long> {
     let described = libc::sock_fprog {
-        len: u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
-        filter: program.as_mut_ptr(),
+        len: u16::try_from(steps.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        filter: steps.as_ptr().cast_mut(),
     };
     let mode = libc::SECCOMP_SET_MODE_FILTER;
     // SAFETY: `described` and the program that it points to live through the call, which only reads
     // them.
-    match unsafe { libc::syscall(libc::SYS_seccomp, mode, 0, &raw const described) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    match unsafe { libc::syscall(libc::SYS_seccomp, mode, flags, &raw const described) } {
+        -1 => Err(io::Error::last_os_error()),
+        result => Ok(result),
     }
 }

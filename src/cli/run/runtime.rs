@@ -144,8 +144,8 @@ impl Runtime {
                         Some(end.context("cannot make a terminal")?)
                     }
                 };
-                let watched = recording.and_then(|(_, watched)| seccomp::watching(watched));
-                let source = watched.map(|filter| notify::watch(&mut command, &filter));
+                let watched = recording.map(|(_, watched)| seccomp::watching(watched));
+                let source = watched.map(|answers| notify::watch(&mut command, &answers));
                 let source = source.transpose().context("cannot record owners")?;
                 let source = source.map(Source::Program);
                 let recorder = start_recorder(recording, source, &bundle.rootfs())?;

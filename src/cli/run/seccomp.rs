@@ -145,10 +145,9 @@ pub(super) fn program(others: OfOtherUsers) -> Option<Vec<u8>> {
     unionfs::sys::seccomp::program(&all)
 }
 
-/// Returns the filter that gives calls to a listener; `None` on architectures for which there is none.
-pub(super) fn watching(watched: Watched) -> Option<Vec<u8>> {
-    let all: Vec<Answer> = answers(&watched.calls(), Then::AskListener).collect();
-    unionfs::sys::seccomp::program(&all)
+/// Returns the filter that gives calls to a listener.
+pub(super) fn watching(watched: Watched) -> Vec<Answer> {
+    answers(&watched.calls(), Then::AskListener).collect()
 }
 
 /// Returns the filter for OCI runtimes, which give the listener to the socket `listener`.

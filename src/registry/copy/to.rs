@@ -10,7 +10,6 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
 use ureq::http::{Method, header};
 
 use super::super::Show;
@@ -346,21 +345,12 @@ impl Folder {
         let Ok((dir, name)) = self.parent(path) else {
             return false;
         };
-        let Ok(mut file) = walk::open_file_in(dir.as_fd(), name.as_ref()) else {
+        let Ok(file) = walk::open_file_in(dir.as_fd(), name.as_ref()) else {
             return false;
         };
-        if file.metadata().map_or(0, |meta| meta.len()) != blob.size {
-            return false;
-        }
-        let mut hash = Sha256::new();
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            match io::Read::read(&mut file, &mut buffer) {
-                Ok(0) => return Digest::from_hash(hash) == blob.digest,
-                Ok(got) => hash.update(&buffer[..got]),
-                Err(_) => return false,
-            }
-        }
+        file.metadata().is_ok_and(|meta| meta.len() == blob.size)
+            && Digest::of_reader(file, |_| Ok(()), |error| error)
+                .is_ok_and(|digest| digest == blob.digest)
     }
 
     fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {

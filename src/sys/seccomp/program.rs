@@ -60,16 +60,12 @@ pub(super) enum Wanted {
 #[derive(Clone, Debug)]
 pub(super) enum Rule {
     Always(Action),
-    /// `action` if all conditions of one alternative hold, else the answer to unlisted calls.
+    /// `action` if all conditions of one alternative hold, else as `otherwise` says. `None`: the answer
+    /// to unlisted calls.
     If {
         alternatives: Vec<Vec<Condition>>,
         action: Action,
-    },
-    /// `action` if all conditions of one alternative hold, else as `then` says.
-    Before {
-        alternatives: Vec<Vec<Condition>>,
-        action: Action,
-        then: Box<Rule>,
+        otherwise: Option<Box<Rule>>,
     },
 }
 
@@ -122,21 +118,11 @@ struct Range {
 
 impl Table {
     /// Adds a rule that comes before the one that the call has.
-    pub(super) fn put_before(&mut self, number: u32, rule: Rule) {
-        let rule = match rule {
-            Rule::If {
-                alternatives,
-                action,
-            } => {
-                let then = self.rules.remove(&number);
-                Rule::Before {
-                    alternatives,
-                    action,
-                    then: Box::new(then.unwrap_or(Rule::Always(self.otherwise))),
-                }
-            }
-            whole => whole,
-        };
+    pub(super) fn put_before(&mut self, number: u32, mut rule: Rule) {
+        let known = self.rules.remove(&number);
+        if let Rule::If { otherwise, .. } = &mut rule {
+            *otherwise = known.map(Box::new);
+        }
         self.rules.insert(number, rule);
     }
 
@@ -201,24 +187,20 @@ impl Table {
 impl Rule {
     /// Returns a program for a call of whose number is known that the rule is for it.
     fn program(&self, otherwise: Action) -> io::Result<Vec<sock_filter>> {
-        let end = |action: Action| vec![instruction(RETURN, action.value())];
-        let (alternatives, action, then) = match self {
-            Self::Always(action) => return Ok(end(*action)),
+        let (alternatives, action, rest) = match self {
+            Self::Always(action) => return Ok(vec![instruction(RETURN, action.value())]),
             Self::If {
                 alternatives,
                 action,
-            } => (alternatives, *action, end(otherwise)),
-            Self::Before {
-                alternatives,
-                action,
-                then,
-            } => (alternatives, *action, then.program(otherwise)?),
+                otherwise,
+            } => (alternatives, *action, otherwise),
         };
         let mut program = Vec::new();
         for alternative in alternatives {
             program.extend(all_hold(alternative, action)?);
         }
-        program.extend(then);
+        let rest = rest.as_deref().unwrap_or(&Self::Always(otherwise)).program(otherwise)?;
+        program.extend(rest);
         Ok(program)
     }
 }

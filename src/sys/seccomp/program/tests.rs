@@ -74,11 +74,12 @@ fn of_the_crate(table: &Table) -> Vec<sock_filter> {
             Rule::If {
                 alternatives,
                 action,
+                otherwise,
             } => {
+                assert!(otherwise.is_none(), "the other crate has no such rules");
                 matching = Some(*action);
                 alternatives.clone()
             }
-            Rule::Before { .. } => panic!("the other crate has no such rules"),
         };
         let alternatives = alternatives.into_iter().map(|conditions| {
             let conditions = conditions.into_iter().map(|c| {
@@ -270,6 +271,7 @@ fn conditions_that_are_too_many_are_refused() {
     let rule = Rule::If {
         alternatives: vec![vec![condition; 200]],
         action: Action::Allow,
+        otherwise: None,
     };
     let table = Table {
         rules: BTreeMap::from([(1, rule)]),
