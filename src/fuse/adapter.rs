@@ -1,6 +1,6 @@
 //! A union as a file system for a transport. Each operation is one call of the union and one
-//! answer. The adapter has no state of files: the node ID is the union's inode number, and there
-//! are no file handles (no-open, no-opendir). Only under the policy `passthrough` files are opened
+//! answer. The adapter has no state of files: the node ID is the union's inode number (but see
+//! `successors`), and there are no file handles (no-open, no-opendir). Only under the policy `passthrough` files are opened
 //! by message (`opens`).
 //!
 //! Work that may copy a file up, and every fsync, is slow. While enough other workers are free for
@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use self::opens::UnneededOpens;
 use super::counters::{Counters, Op};
 use super::keeper::Keeper;
-use super::operations::{Context, Ino, Notices, SetIdBits};
+use super::operations::{Context, Ino, KnownAs, Node, Notices, SetIdBits};
 use super::passthrough::Opens;
 use super::pool::{Pool, Room};
 use super::protocol_values;
@@ -122,6 +122,10 @@ impl Adapter {
     ) -> Self {
         counters.count(Op::Init);
         let Agreed { notices, flags } = agreed;
+        let notices = match &opens {
+            Some(opens) => Arc::<Opens>::clone(opens),
+            None => notices,
+        };
         Self {
             union,
             counters,
@@ -157,6 +161,11 @@ impl Adapter {
     /// Returns how long the kernel may keep the attributes of an inode, in seconds.
     fn lifetime(&self, ino: u64) -> u64 {
         lifetime(self.opens.as_deref(), ino)
+    }
+
+    /// Returns how the kernel knows an inode that it looks up.
+    fn known(&self, ino: u64) -> KnownAs {
+        known(self.opens.as_deref(), ino)
     }
 
     /// Whether work that takes the lock of this inode's file may wait for programs that write to it
@@ -302,6 +311,15 @@ fn caller(context: Context) -> Caller {
 
 fn lifetime(opens: Option<&Opens>, ino: u64) -> u64 {
     opens.map_or(protocol_values::FOREVER, |opens| opens.lifetime(ino))
+}
+
+/// Returns how the kernel knows an inode that it looks up.
+fn known(opens: Option<&Opens>, ino: u64) -> KnownAs {
+    let first = KnownAs {
+        node: Node(ino),
+        lifetime: protocol_values::FOREVER,
+    };
+    opens.map_or(first, |opens| opens.known(ino))
 }
 
 /// What a mount needs of the kernel.

@@ -54,6 +54,7 @@ mod request_scope;
 pub mod runtime;
 mod session;
 pub mod stats;
+mod successors;
 mod thread;
 mod transport;
 pub mod unmount;

@@ -19,6 +19,20 @@ use crate::union::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ino(pub(super) u64);
 
+/// The number by which the kernel knows a file (`nodeid`): that of its inode, but for a few files
+/// ([`Successors`](super::successors::Successors)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Node(pub(super) u64);
+
+/// How the kernel knows an inode from an answer on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KnownAs {
+    /// Its number.
+    pub(super) node: Node,
+    /// How long the kernel may keep the attributes, in seconds.
+    pub(super) lifetime: u64,
+}
+
 /// The handle that answered an open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Handle(pub(super) u64);
@@ -226,19 +240,18 @@ pub(super) trait ReadReply: Failure {
 
 /// A reply with a directory entry.
 pub(super) trait EntryReply: Failure {
-    /// From now on the kernel holds a lookup on the entry. `lifetime` is how long it may keep the
-    /// attributes, in seconds.
-    fn entry(self, entry: EntryRef<'_>, lifetime: u64);
+    /// From now on the kernel holds a lookup on the entry.
+    fn entry(self, entry: EntryRef<'_>, known: KnownAs);
     /// Answers that the name does not exist. The kernel may cache that.
     fn no_entry(self);
 
-    /// Answers with the result of the union. `lifetime` returns the lifetime for the inode that was
+    /// Answers with the result of the union. `known` says how the kernel knows the inode that was
     /// found.
-    fn result(self, result: union::Result<EntryRef<'_>>, lifetime: impl Fn(u64) -> u64) {
+    fn result(self, result: union::Result<EntryRef<'_>>, known: impl Fn(u64) -> KnownAs) {
         match result {
             Ok(entry) => {
-                let lifetime = lifetime(entry.attr().ino);
-                self.entry(entry, lifetime);
+                let known = known(entry.attr().ino);
+                self.entry(entry, known);
             }
             Err(error) => self.fail(&error),
         }
@@ -275,7 +288,7 @@ pub(super) trait OpenReply: Failure {
 /// A reply with a new file, which is open.
 pub(super) trait CreateReply: Failure {
     /// As [`EntryReply::entry`] and [`OpenReply::opened`].
-    fn created(self, entry: EntryRef<'_>, opened: Opened, lifetime: u64) -> bool;
+    fn created(self, entry: EntryRef<'_>, opened: Opened, known: KnownAs) -> bool;
 }
 
 /// A reply with the number of bytes that were written or copied.
@@ -323,16 +336,15 @@ pub(super) trait FlagsReply: Failure {
 
 /// A reply with a part of a directory listing.
 pub(super) trait DirectoryReply: Failure {
-    /// Calls `list` with a function that adds an entry. The kernel may keep the attributes of an
-    /// entry that has some for the given number of seconds. The function returns `false` if the
-    /// entry did not fit; its lookup is then not counted. An error of `list` becomes the answer
+    /// Calls `list` with a function that adds an entry. The function returns `false` if the entry did
+    /// not fit; its lookup is then not counted. An error of `list` becomes the answer
     /// only if no entry was added, because added entries must reach the kernel. The request for the
     /// next part meets the error again.
     fn list(self, list: impl FnOnce(&mut AddEntry<'_>) -> union::Result<()>);
 }
 
 /// Adds an entry to a listing.
-pub(super) type AddEntry<'l> = dyn FnMut(DirItem<'_, '_>, u64) -> bool + 'l;
+pub(super) type AddEntry<'l> = dyn FnMut(DirItem<'_, '_>, KnownAs) -> bool + 'l;
 
 /// Notifications to the kernel, which the transport sends over its connection.
 pub(super) trait Notices: Send + Sync + 'static {
@@ -346,6 +358,11 @@ pub(super) trait Operations: Send + Sync + 'static {
     /// Counts an operation that begins, or an inode that is forgotten.
     fn count(&self, operation: Op);
 
+    /// Returns the inode that the kernel knows by a number.
+    fn inode(&self, node: Node) -> Ino {
+        Ino(node.0)
+    }
+
     /// Returns some regular files that the kernel probably knows.
     fn known_files(&self) -> Vec<u64> {
         Vec::new()
@@ -356,9 +373,12 @@ pub(super) trait Operations: Send + Sync + 'static {
         work();
     }
 
-    /// LOOKUP. The names `.` and `..` mean the directory itself, which the kernel may have
-    /// forgotten, and its parent. Callers with file handles need them.
+    /// LOOKUP. The name `..` means the parent of the directory, which the kernel may have forgotten.
+    /// Callers with file handles need it.
     fn lookup(&self, name: Name<'_>, reply: impl EntryReply);
+
+    /// LOOKUP of the name `.`: a file by its number. Callers with file handles need it.
+    fn lookup_node(&self, node: Node, reply: impl EntryReply);
 
     /// FORGET: the kernel returns `count` lookups. It has no answer.
     fn forget(&self, ino: Ino, count: u64);
@@ -372,7 +392,7 @@ pub(super) trait Operations: Send + Sync + 'static {
     }
 
     /// SETATTR.
-    fn setattr(&self, context: Context, ino: Ino, change: SetAttr, reply: impl AttrReply);
+    fn setattr(&self, context: Context, node: Node, change: SetAttr, reply: impl AttrReply);
 
     /// READLINK.
     fn readlink(&self, ino: Ino, reply: impl DataReply);
@@ -409,7 +429,7 @@ pub(super) trait Operations: Send + Sync + 'static {
     fn open(
         &self,
         _context: Context,
-        _ino: Ino,
+        _node: Node,
         _flags: OpenFlags,
         _set_id: SetIdBits,
         reply: impl OpenReply,
@@ -453,7 +473,7 @@ pub(super) trait Operations: Send + Sync + 'static {
     }
 
     /// RELEASE, after the last close(2).
-    fn release(&self, _ino: Ino, _handle: Handle, reply: impl EmptyReply) {
+    fn release(&self, _node: Node, _handle: Handle, reply: impl EmptyReply) {
         reply.ok();
     }
 

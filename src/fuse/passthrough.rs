@@ -4,11 +4,13 @@
 //!
 //! The kernel has a rule (fs/fuse/iomode.c), and an open that breaks it fails with EIO: while an
 //! inode is open, all its opens are passed through to one registered file, or none is. So the first
-//! open decides, the others follow, and the decision ends with the last RELEASE. A file of a lower
-//! on a writable mount is not passed through: programs that have it open must see the changes of a
-//! later writer. The exception is a file from which a program runs ([`Mode::Lower`]): the kernel
-//! lets nobody write it (ETXTBSY), so all mounts of the layer share its pages. `io=shared` extends
-//! that to all files of lowers: a writer waits until no reader has the file open, or is refused.
+//! open decides, the others follow, and the decision ends with the last RELEASE.
+//!
+//! A file of a lower on a writable mount can be passed through too ([`Mode::Lower`]), so that all
+//! mounts of the layer share its pages. If a program runs from it, the kernel lets nobody write it
+//! (ETXTBSY). Under `io=shared` files that are read are passed through as well: the first writer gets
+//! another inode of the kernel ([`Successors`]), and readers keep the data of the lower, as on
+//! overlayfs. Under `io=passthrough` they are not, because readers shall see the changes.
 //!
 //! Locks: one shard of a table. It is not held during a system call, except the call that closes
 //! a registration.
@@ -27,20 +29,22 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 
 use super::config::{IoPolicy, MountConfig};
 use super::error::{Error, Result};
-use super::operations::{Handle, Notices as _, OpenFlags, Opened};
+use super::operations::{Handle, KnownAs, Node, Notices, OpenFlags, Opened};
 use super::protocol_values;
+use super::successors::{self, Successors};
 use super::wire::Connection;
 use super::wire::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, init2};
 use crate::sys::fuse::{close_backing, open_backing};
 use crate::sys::process::in_initial_user_namespace;
-use crate::union::{self, Caching, Change, Ino, Union};
+use crate::union::{self, Backing, Caching, Change, Ino, Union};
 
 /// How long the kernel may keep the attributes of a file after the end of an open that was passed
 /// through to a program that may map it for writing, in seconds. During such an open the kernel may
 /// not keep them at all. FUSE in the kernel learns of times that a mapping changed only by asking.
 const MAPPED: u64 = 1;
 
-/// How long a writer waits until nobody has a file of a lower open that is passed through to readers.
+/// How long a writer waits until nobody has a file of a lower open that is passed through to readers,
+/// if the writer cannot have another inode.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often it looks meanwhile.
 const LOOKS: u32 = 400;
@@ -135,8 +139,8 @@ impl Drop for Registered {
 enum Mode {
     Passed(Registered),
     /// Passed through to the file of a lower, because the first open was to execute it, or to read
-    /// it under `io=shared`. Opens for writing fail with ETXTBSY until the last RELEASE. While a
-    /// program runs, the kernel refuses them itself.
+    /// it under `io=shared`. No open for writing joins it. While a program runs, the kernel refuses
+    /// them itself.
     Lower(Registered),
     /// Through the kernel's page cache and the server. `keep` says whether the pages outlive an
     /// open.
@@ -154,13 +158,23 @@ struct Open {
     writers: u64,
 }
 
+/// Changed attributes concern all numbers of an inode.
+impl Notices for Opens {
+    fn attributes_changed(&self, ino: Ino) {
+        for node in self.successors.nodes(ino) {
+            self.device.attributes_changed(node.0);
+        }
+    }
+}
+
 /// The open inodes.
 #[derive(Debug)]
 pub(super) struct Opens {
     device: Arc<OwnedFd>,
     /// Whether files of lowers are passed through to all readers (`io=shared`).
     shares: bool,
-    open: DashMap<Ino, Open>,
+    successors: Successors,
+    open: DashMap<Node, Open>,
     /// Inodes that were passed through to programs that could map them for writing, since the
     /// kernel looked them up. The value says whether the kernel may have received attributes with a
     /// lifetime since then.
@@ -169,10 +183,19 @@ pub(super) struct Opens {
     written: DashMap<Ino, u64>,
 }
 
+/// A writer that may go on.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    _writing: Option<Writing>,
+    /// Readers keep the file of the lower. After the change, which copies the file up, its number is
+    /// to be retired ([`Opens::retire`]).
+    pub(super) succeeds: bool,
+}
+
 /// A request that opens a file for writing or changes its data. Until it is dropped, no open is
 /// passed through to a lower, unless the file is open so already.
 #[derive(Debug)]
-pub(super) struct Writing {
+struct Writing {
     opens: Arc<Opens>,
     ino: Ino,
 }
@@ -192,6 +215,7 @@ impl Opens {
         Self {
             device: Arc::clone(device),
             shares: policy == IoPolicy::Shared,
+            successors: Successors::default(),
             open: DashMap::new(),
             mapped: DashMap::new(),
             written: DashMap::new(),
@@ -199,49 +223,69 @@ impl Opens {
     }
 
     /// Begins an open for writing, or a change of the data by name. This comes before anything is
-    /// changed. It waits for readers of a file that is passed through to them, see
-    /// [`Self::waits_for_readers`].
+    /// changed. Where a writer cannot have another inode than the readers, it waits for them.
     ///
     /// # Errors
     /// ETXTBSY if the file is passed through to a lower: a program ran from it, or a reader has kept
     /// it open for longer than [`PATIENCE`].
-    pub(super) fn write(
-        self: &Arc<Self>,
-        union: &Union,
-        ino: Ino,
-    ) -> union::Result<Option<Writing>> {
+    pub(super) fn write(self: &Arc<Self>, union: &Union, node: Node) -> union::Result<Admitted> {
+        let ino = successors::inode(node).0;
         // The order matters: `count` looks for this before it adds the entry that is checked here.
         let writing = union.needs_copy_up(ino, Change::Data).then(|| {
             *self.written.entry(ino).or_default() += 1;
             let opens = Arc::clone(self);
             Writing { opens, ino }
         });
-        let free = patiently(|| match self.open.get(&ino) {
+        let succeeds = self.waits_for_readers(node) && !self.successors.has(ino) && {
+            // The cached names of a file lead to one number. The kernel looks only the name that the
+            // writer uses up again.
+            union.getattr(ino)?.nlink == 1
+        };
+        let free = patiently(|| match self.open.get(&node) {
             Some(open) if open.is_of_lower() => {
-                (open.executors > 0 || !self.shares).then_some(false)
+                let refused = open.executors > 0 || !self.shares;
+                (refused || succeeds).then_some(!refused)
             }
             _ => Some(true),
         });
         match free {
-            Some(true) => Ok(writing),
+            Some(true) => Ok(Admitted {
+                _writing: writing,
+                succeeds,
+            }),
             _ => Err(Errno::TXTBSY.into()),
         }
     }
 
-    /// Whether a writer waits for readers of the file.
-    pub(super) fn is_awaited(&self, ino: Ino) -> bool {
-        self.waits_for_readers(ino) && self.written.contains_key(&ino)
+    /// Whether readers have the file of a lower open, so that [`Self::write`] may wait for them.
+    pub(super) fn waits_for_readers(&self, node: Node) -> bool {
+        self.shares && self.open.get(&node).is_some_and(|open| open.is_of_lower())
     }
 
-    /// Lets a writer that waits for readers go first. Otherwise readers that come one after the
-    /// other could keep it out.
-    pub(super) fn give_way(&self, ino: Ino) {
-        patiently(|| (!self.is_awaited(ino)).then_some(()));
+    /// Gives the file, which has just been copied up, another number. The request that has changed it
+    /// fails with ESTALE, and is repeated.
+    pub(super) fn retire(&self, node: Node) {
+        self.successors.retire(successors::inode(node).0);
+        // The kernel takes no attributes for this number any more that are under way.
+        self.device.attributes_changed(node.0);
     }
 
-    /// Whether [`Self::write`] may wait for readers.
-    pub(super) fn waits_for_readers(&self, ino: Ino) -> bool {
-        self.shares && self.open.get(&ino).is_some_and(|open| open.is_of_lower())
+    /// Whether an open by this number, or a change of the size, has to fail with ESTALE.
+    pub(super) fn refuses(&self, node: Node, thread: u32) -> bool {
+        self.successors.refuses(node, thread)
+    }
+
+    /// Whether a file may be looked up by this number, which a handle has kept.
+    pub(super) fn restores(&self, union: &Union, node: Node) -> bool {
+        self.successors.restores(union, node)
+    }
+
+    /// Returns how the kernel knows an inode, of which it holds a lookup until it has the answer.
+    pub(super) fn known(&self, ino: Ino) -> KnownAs {
+        KnownAs {
+            node: self.successors.node(ino),
+            lifetime: self.lifetime(ino),
+        }
     }
 
     /// Whether files can be registered. A real file is tried.
@@ -263,45 +307,47 @@ impl Opens {
         Registered::new(&self.device, &file).map(drop)
     }
 
-    /// Counts an open of `ino`, which the kernel knows, and returns the answer. A file that is
+    /// Counts an open of `node`, which the kernel knows, and returns the answer. A file that is
     /// opened for writing has been copied up.
     ///
     /// # Errors
     /// EINVAL for O_DIRECT if the file system of the data does not have it and the file is passed
     /// through already; those of [`Union::backing`].
-    pub(super) fn open(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<Opened> {
-        let (out, must_ask) = self.count(union, ino, flags)?;
+    pub(super) fn open(&self, union: &Union, node: Node, flags: u32) -> union::Result<Opened> {
+        let (out, must_ask) = self.count(union, node, flags)?;
         if must_ask {
             // From here on a mapping may change attributes that the kernel has.
-            self.device.attributes_changed(ino);
+            self.attributes_changed(successors::inode(node).0);
         }
         Ok(out)
     }
 
-    /// As [`Self::open`], for a new inode, of which the kernel learns by the answer. Also returns
-    /// how long the kernel may keep the attributes, in seconds: it asks for them once more before
-    /// the program gets the file. There are no mappings yet, and any change of the size makes the
-    /// kernel ask again.
+    /// As [`Self::open`], for a new inode, of which the kernel learns by the answer. Also returns how
+    /// the kernel knows it. It asks for the attributes once more before the program gets the file:
+    /// there are no mappings yet, and any change of the size makes the kernel ask again.
     pub(super) fn open_new(
         &self,
         union: &Union,
         ino: Ino,
         flags: u32,
-    ) -> union::Result<(Opened, u64)> {
-        let (out, _) = self.count(union, ino, flags)?;
-        Ok((out, self.lifetime(ino).max(MAPPED)))
+    ) -> union::Result<(Opened, KnownAs)> {
+        let mut known = self.known(ino);
+        let (out, _) = self.count(union, known.node, flags)?;
+        known.lifetime = self.lifetime(ino).max(MAPPED);
+        Ok((out, known))
     }
 
     /// Counts an open. Returns its answer, and whether the program could map the file for writing
     /// while the kernel keeps attributes.
-    fn count(&self, union: &Union, ino: Ino, flags: u32) -> union::Result<(Opened, bool)> {
+    fn count(&self, union: &Union, node: Node, flags: u32) -> union::Result<(Opened, bool)> {
+        let ino = successors::inode(node).0;
         let (kind, caching) = (kind(flags), OpenFlags(flags).caching());
-        let known = self.open.get_mut(&ino).map(|mut open| open.add(kind));
+        let known = self.open.get_mut(&node).map(|mut open| open.add(kind));
         let out = match known {
             Some(out) => out,
             None => loop {
                 let mut mode = self.choose(union, ino, caching, kind)?;
-                match self.open.entry(ino) {
+                match self.open.entry(node) {
                     // Another thread was faster. Both looked at the same inode; the first one
                     // decides.
                     Entry::Occupied(mut open) => break open.get_mut().add(kind),
@@ -324,14 +370,19 @@ impl Opens {
         };
         let passed = out.flags & FOPEN_PASSTHROUGH != 0;
         let maps = passed && kind & MAPPER != 0;
+        if !passed && self.successors.is_retired(node) {
+            // Its pages would be others than those of the successor.
+            self.release(node, out.handle.0);
+            return Err(Errno::STALE.into());
+        }
         if maps && union.is_append_only(ino).unwrap_or(true) {
             // The file became append-only while it was open.
-            self.release(ino, out.handle.0);
+            self.release(node, out.handle.0);
             return Err(Errno::PERM.into());
         }
         let must_ask = maps && self.takes_back(ino);
         if passed && caching == Caching::Direct && known.is_some() && !takes_direct(union, ino) {
-            self.release(ino, out.handle.0);
+            self.release(node, out.handle.0);
             return Err(Errno::INVAL.into());
         }
         Ok((out, must_ask))
@@ -396,13 +447,16 @@ impl Opens {
         if caching == Caching::Direct && !file.takes_direct() {
             return cached;
         }
+        if kind & EXECUTOR == 0 && !is_shared_by_readers(&file) {
+            return cached;
+        }
         // A lower on a file system that is stacked too deep is refused.
         Registered::new(&self.device, &file).map_or(cached, Mode::Lower)
     }
 
     /// Ends an open with this `fh`.
-    pub(super) fn release(&self, ino: Ino, fh: u64) {
-        let last = self.open.remove_if_mut(&ino, |_, open| {
+    pub(super) fn release(&self, node: Node, fh: u64) {
+        let last = self.open.remove_if_mut(&node, |_, open| {
             open.opens = open.opens.saturating_sub(1);
             open.mappers = open.mappers.saturating_sub(u64::from(fh & MAPPER != 0));
             open.executors = open.executors.saturating_sub(u64::from(fh & EXECUTOR != 0));
@@ -418,24 +472,35 @@ impl Opens {
     /// memory never becomes available.
     pub(super) fn may_wait(&self, ino: Ino) -> bool {
         let waits = |open: &Open| open.writers > 0 && matches!(open.mode, Mode::Passed(_));
-        self.open.get(&ino).is_some_and(|open| waits(&open))
+        let mut nodes = self.successors.nodes(ino);
+        nodes.any(|node| self.open.get(&node).is_some_and(|open| waits(&open)))
     }
 
     /// Whether a program runs from the file, or is about to.
-    pub(super) fn is_executed(&self, ino: Ino) -> bool {
-        self.open.get(&ino).is_some_and(|open| open.executors > 0)
+    pub(super) fn is_executed(&self, node: Node) -> bool {
+        self.open.get(&node).is_some_and(|open| open.executors > 0)
     }
 
     /// Notes that the kernel has returned lookups of the inode. The kernel may have looked it up
     /// again since.
     pub(super) fn forget(&self, union: &Union, ino: Ino) {
-        if self.mapped.contains_key(&ino) && !union.is_known(ino) && !self.open.contains_key(&ino) {
+        if self.mapped.contains_key(&ino) && !union.is_known(ino) && !self.is_open(ino) {
             self.mapped.remove(&ino);
         }
+        self.successors.forget(union, ino);
+    }
+
+    fn is_open(&self, ino: Ino) -> bool {
+        let mut nodes = self.successors.nodes(ino);
+        nodes.any(|node| self.open.contains_key(&node))
     }
 
     /// Returns how long the kernel may keep the attributes of an inode, in seconds.
     pub(super) fn lifetime(&self, ino: Ino) -> u64 {
+        // A change by one number would not concern what the kernel knows of the other.
+        if self.successors.has(ino) {
+            return 0;
+        }
         let Some(told) = self.mapped.get(&ino) else {
             return protocol_values::FOREVER;
         };
@@ -443,7 +508,7 @@ impl Opens {
         // finds it.
         told.store(true, Ordering::Relaxed);
         drop(told);
-        match self.open.get(&ino) {
+        match self.open.get(&Node(ino)) {
             Some(open) if open.mappers > 0 => 0,
             _ => MAPPED,
         }
@@ -501,6 +566,12 @@ impl Open {
             backing: backing_id,
         }
     }
+}
+
+/// Whether readers of a file of a lower get it passed through. A file with several names is not: the
+/// first writer would have to wait for its readers. An empty one has nothing to read.
+fn is_shared_by_readers(file: &Backing) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink == 1 && stat.st_size > 0)
 }
 
 /// Errors of opening a file for writing that do not matter to a reader, and shortages.

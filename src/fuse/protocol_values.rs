@@ -1,5 +1,6 @@
 //! Converts between the values of the union and those of the protocol.
 
+use super::operations::KnownAs;
 use super::wire::abi::{
     self, FATTR_ATIME, FATTR_ATIME_NOW, FATTR_CTIME, FATTR_FH, FATTR_GID, FATTR_KILL_SUIDGID,
     FATTR_MODE, FATTR_MTIME, FATTR_MTIME_NOW, FATTR_SIZE, FATTR_UID, SetattrIn, SxTime,
@@ -67,13 +68,13 @@ pub(super) fn statx(attr: &Attr, mask: u32) -> abi::Statx {
     }
 }
 
-/// Converts an entry. The kernel may keep its attributes for `lifetime` seconds.
-pub(super) fn entry(entry: &EntryRef<'_>, lifetime: u64) -> abi::EntryOut {
+/// Converts an entry.
+pub(super) fn entry(entry: &EntryRef<'_>, known: KnownAs) -> abi::EntryOut {
     abi::EntryOut {
-        nodeid: entry.attr().ino,
+        nodeid: known.node.0,
         generation: entry.generation(),
         attr: attr(entry.attr()),
-        attr_valid: lifetime,
+        attr_valid: known.lifetime,
         ..no_entry()
     }
 }

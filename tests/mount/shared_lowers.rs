@@ -1,19 +1,26 @@
 //! `io=shared`: files of lowers are passed through to readers, also on a mount that can be written.
-//! While a reader has such a file open, nobody writes it: a writer waits, or gets ETXTBSY.
+//! Who opens such a file before it is written for the first time keeps the data of the lower, as a
+//! mapping does on overlayfs. Who opens it later sees the new data.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{
+    DirEntryExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use testkit::caches;
 use testkit::fixture::Fixture;
 use testkit::map::Map;
-use testkit::mount::{Fs, Scratch, Stack};
+use testkit::mount::{Fs, Scratch, Stack, poll};
 use testkit::need_mounts;
-use testkit::stats::requests_of;
+use testkit::stats::{requests_of, stats};
+use unionfs::sys::handle::{FileHandle, name_to_handle, open_by_handle};
 
 const OLD: &[u8] = b"data of the lower";
 
@@ -22,12 +29,16 @@ type Write = fn(&Path) -> std::io::Result<()>;
 
 /// Returns a writable mount of root over a lower with these files.
 fn mounted(names: &[&str]) -> Fixture {
+    over(&Fs::Unionfs("io=shared"), names)
+}
+
+fn over(fs: &Fs, names: &[&str]) -> Fixture {
     let scratch = Scratch::disk();
     let stack = Stack::writable(&scratch, vec![scratch.dir("lower")]);
     for name in names {
         std::fs::write(stack.lowers[0].join(name), OLD).unwrap();
     }
-    Fixture::over(&Fs::Unionfs("io=shared"), scratch, stack)
+    Fixture::over(fs, scratch, stack)
 }
 
 /// Calls truncate(2), which opens no file.
@@ -74,71 +85,238 @@ fn readers_send_no_messages_for_data() {
     assert_eq!(line.split_whitespace().nth(1), Some("shared"), "{text}");
 }
 
+/// The ways to write to a file that exists, with the data afterwards.
+const WAYS: [(&str, Write, &[u8]); 3] = [
+    (
+        "open",
+        |path| OpenOptions::new().append(true).open(path)?.write_all(b"!"),
+        b"data of the lower!",
+    ),
+    (
+        "create",
+        |path| File::create(path)?.write_all(b"new"),
+        b"new",
+    ),
+    ("truncate", truncated, b"dat"),
+];
+
 #[test]
-fn a_writer_waits_for_a_reader_that_ends() {
+fn readers_keep_the_old_data_and_writers_do_not_wait() {
     need_mounts!();
-    let f = mounted(&["open", "create", "truncate"]);
-    let ways: [(&str, Write); 3] = [
-        ("open", |path| {
-            OpenOptions::new().append(true).open(path)?.write_all(b"!")
-        }),
-        ("create", |path| File::create(path)?.write_all(b"new")),
-        ("truncate", truncated),
-    ];
-    for (name, write) in ways {
+    let f = mounted(&WAYS.map(|way| way.0));
+    for (name, write, expected) in WAYS {
         let path = f.at(name);
         let mut reader = File::open(&path).unwrap();
-        let written = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let writer = scope.spawn(|| {
-                write(&path).unwrap();
-                written.store(true, Ordering::SeqCst);
-            });
-            std::thread::sleep(Duration::from_millis(100));
-            assert!(!written.load(Ordering::SeqCst), "{name}");
-            let mut text = Vec::new();
-            reader.read_to_end(&mut text).unwrap();
-            assert_eq!(text, OLD, "{name}");
-            drop(reader);
-            writer.join().unwrap();
-        });
-        let expected: &[u8] = match name {
-            "open" => b"data of the lower!",
-            "create" => b"new",
-            _ => b"dat",
-        };
-        assert_eq!(std::fs::read(&path).unwrap(), expected, "{name}");
+        let number = reader.metadata().unwrap().ino();
+        write(&path).unwrap();
+        let mut text = Vec::new();
+        reader.read_to_end(&mut text).unwrap();
+        assert_eq!(text, OLD, "{name}");
+        let mut later = File::open(&path).unwrap();
+        text.clear();
+        later.read_to_end(&mut text).unwrap();
+        assert_eq!(text, expected, "{name}");
+        // Both are the same file.
+        for file in [&reader, &later] {
+            let meta = file.metadata().unwrap();
+            assert_eq!(meta.len(), expected.len() as u64, "{name}");
+            assert_eq!(meta.ino(), number, "{name}");
+        }
         assert_eq!(lower(&f, name), OLD, "{name}");
     }
 }
 
+/// A change of metadata copies the file up, and its readers stay. The writer comes later.
 #[test]
-fn a_writer_is_refused_while_a_reader_stays() {
+fn a_file_that_was_copied_up_for_its_metadata_is_written() {
     need_mounts!();
-    let f = mounted(&["open", "create", "truncate"]);
-    let readers = ["open", "create", "truncate"].map(|name| File::open(f.at(name)).unwrap());
-    let busy = |result: std::io::Result<()>| {
-        assert_eq!(result.unwrap_err().kind(), ErrorKind::ExecutableFileBusy);
-    };
-    let open = |name: &str| OpenOptions::new().write(true).open(f.at(name)).map(drop);
-    std::thread::scope(|scope| {
-        scope.spawn(|| busy(open("open")));
-        scope.spawn(|| busy(File::create(f.at("create")).map(drop)));
-        scope.spawn(|| busy(truncated(&f.at("truncate"))));
+    let f = mounted(&["file"]);
+    let readers = [(); 2].map(|()| {
+        let reader = File::open(f.at("file")).unwrap();
+        std::fs::set_permissions(f.at("file"), Permissions::from_mode(0o600)).unwrap();
+        reader
     });
-    // A copy-up for another reason changes no data, and the readers stay.
-    std::fs::set_permissions(f.at("open"), Permissions::from_mode(0o600)).unwrap();
-    assert!(f.upper("open").exists());
-    busy(open("open"));
-    let mut text = vec![0; OLD.len()];
-    readers[0].read_exact_at(&mut text, 0).unwrap();
-    assert_eq!(text, OLD);
-    drop(readers);
-    for name in ["open", "create", "truncate"] {
-        // The kernel tells the server of the last close a little later; the writer waits for it.
-        std::fs::write(f.at(name), "new").unwrap();
+    assert!(f.upper("file").exists());
+    std::fs::write(f.at("file"), "new").unwrap();
+    for reader in &readers {
+        let mut text = vec![0; OLD.len()];
+        reader.read_exact_at(&mut text, 0).unwrap();
+        assert_eq!(text, OLD);
+    }
+    // Later changes by either descriptor are seen by all.
+    let mode = |meta: std::fs::Metadata| meta.mode() & 0o7777;
+    readers[0]
+        .set_permissions(Permissions::from_mode(0o640))
+        .unwrap();
+    assert_eq!(mode(std::fs::metadata(f.at("file")).unwrap()), 0o640);
+    std::fs::set_permissions(f.at("file"), Permissions::from_mode(0o604)).unwrap();
+    assert_eq!(mode(readers[1].metadata().unwrap()), 0o604);
+    assert_eq!(mode(std::fs::metadata(f.at("file")).unwrap()), 0o604);
+}
+
+/// Returns the path by which the process can open its descriptor again.
+fn again(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// No name leads to the number by which the reader knows the file.
+#[test]
+fn a_descriptor_of_a_reader_is_opened_again() {
+    need_mounts!();
+    let f = mounted(&["file"]);
+    let reader = File::open(f.at("file")).unwrap();
+    let mut options = OpenOptions::new();
+    let path = options
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(f.at("file"))
+        .unwrap();
+    // Nobody has written yet.
+    assert_eq!(std::fs::read(again(&reader)).unwrap(), OLD);
+    std::fs::write(f.at("file"), "new").unwrap();
+    // What is read is what the descriptor has.
+    assert_eq!(std::fs::read(again(&reader)).unwrap(), OLD);
+    let busy = OpenOptions::new()
+        .write(true)
+        .open(again(&reader))
+        .unwrap_err();
+    assert_eq!(busy.kind(), ErrorKind::ExecutableFileBusy);
+    let busy = truncated(&PathBuf::from(format!(
+        "/proc/{}/fd/{}",
+        std::process::id(),
+        reader.as_raw_fd()
+    )));
+    assert_eq!(busy.unwrap_err().kind(), ErrorKind::ExecutableFileBusy);
+    assert_eq!(std::fs::read(f.at("file")).unwrap(), b"new");
+    drop(reader);
+    // The kernel tells the server of the last close a little later; the writer waits for it.
+    OpenOptions::new()
+        .append(true)
+        .open(again(&path))
+        .unwrap()
+        .write_all(b"er")
+        .unwrap();
+    assert_eq!(std::fs::read(again(&path)).unwrap(), b"newer");
+    assert_eq!(std::fs::read(f.at("file")).unwrap(), b"newer");
+    assert_eq!(lower(&f, "file"), OLD);
+}
+
+/// The kernel looks only the name up again that a writer uses. So readers of a file with other names
+/// get no file of a lower, and see the change.
+#[test]
+fn a_file_with_several_names_is_not_passed_through() {
+    need_mounts!();
+    let scratch = Scratch::disk();
+    let stack = Stack::writable(&scratch, vec![scratch.dir("lower")]);
+    std::fs::write(stack.lowers[0].join("one"), OLD).unwrap();
+    std::fs::hard_link(stack.lowers[0].join("one"), stack.lowers[0].join("two")).unwrap();
+    let f = Fixture::over(&Fs::Unionfs("io=shared"), scratch, stack);
+    let mut reader = File::open(f.at("one")).unwrap();
+    std::fs::write(f.at("one"), "new").unwrap();
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "new");
+}
+
+/// As above, with a name that comes while readers have the file open.
+#[test]
+fn a_writer_waits_for_readers_of_a_file_that_gets_another_name() {
+    need_mounts!();
+    let f = mounted(&["file"]);
+    let reader = File::open(f.at("file")).unwrap();
+    std::fs::hard_link(f.at("file"), f.at("other")).unwrap();
+    let busy = std::fs::write(f.at("other"), "new").unwrap_err();
+    assert_eq!(busy.kind(), ErrorKind::ExecutableFileBusy);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| std::fs::write(f.at("file"), "new"));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!writer.is_finished());
+        let mut text = vec![0; OLD.len()];
+        reader.read_exact_at(&mut text, 0).unwrap();
+        assert_eq!(text, OLD);
+        drop(reader);
+        writer.join().unwrap().unwrap();
+    });
+    for name in ["file", "other"] {
         assert_eq!(std::fs::read(f.at(name)).unwrap(), b"new", "{name}");
-        assert_eq!(lower(&f, name), OLD, "{name}");
+    }
+    assert_eq!(lower(&f, "file"), OLD);
+}
+
+/// The file that a handle means is found under both numbers, also after the kernel has forgotten it.
+#[test]
+fn handles_of_both_numbers() {
+    need_mounts!();
+    let _alone = caches::alone();
+    let f = mounted(&["file"]);
+    let root = File::open(f.root()).unwrap();
+    let old = name_to_handle(&root, c"file").unwrap();
+    let reader = File::open(f.at("file")).unwrap();
+    std::fs::write(f.at("file"), "new").unwrap();
+    let new = name_to_handle(&root, c"file").unwrap();
+    assert_ne!(old.bytes, new.bytes);
+    let read = |handle: &FileHandle| {
+        let file = open_by_handle(&root, handle).unwrap();
+        std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap()
+    };
+    assert_eq!(read(&new), b"new");
+    drop(reader);
+    for _ in 0..2 {
+        let forgotten = || {
+            caches::drop_names_and_inodes();
+            stats(f.root()).union["inodes"] == 1
+        };
+        assert!(poll(forgotten), "{:?}", stats(f.root()).union);
+        for handle in [&new, &old, &new] {
+            assert_eq!(read(handle), b"new");
+        }
+        std::fs::write(f.at("file"), "new").unwrap();
+    }
+    // The kernel knows the file by its first number.
+    let forgotten = || {
+        caches::drop_names_and_inodes();
+        stats(f.root()).union["inodes"] == 1
+    };
+    assert!(poll(forgotten), "{:?}", stats(f.root()).union);
+    let file = File::open(f.at("file")).unwrap();
+    assert_eq!(open_by_handle(&root, &new).unwrap_err(), Errno::STALE);
+    drop(file);
+}
+
+/// The number of the file does not change in listings, and each number is forgotten.
+#[test]
+fn listings_and_forgotten_files() {
+    need_mounts!();
+    let _alone = caches::alone();
+    let names: Vec<String> = (0..50).map(|number| format!("file{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let f = mounted(&names);
+    let listed = || {
+        let mut all: Vec<_> = std::fs::read_dir(f.root())
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let meta = entry.metadata().unwrap();
+                assert_eq!(meta.ino(), entry.ino());
+                (entry.file_name(), meta.ino(), meta.len())
+            })
+            .collect();
+        all.sort();
+        all
+    };
+    let before = listed();
+    for _ in 0..3 {
+        let readers: Vec<File> = names
+            .iter()
+            .map(|name| File::open(f.at(name)).unwrap())
+            .collect();
+        for name in &names {
+            std::fs::write(f.at(name), OLD).unwrap();
+        }
+        assert_eq!(listed(), before);
+        drop(readers);
+        caches::drop_names_and_inodes();
+        assert_eq!(listed(), before);
     }
 }
 
@@ -147,10 +325,7 @@ fn a_writer_is_refused_while_a_reader_stays() {
 fn a_mapping_keeps_the_data_that_it_began_with_as_on_overlayfs() {
     need_mounts!();
     for fs in [Fs::Unionfs("io=shared"), Fs::Kernel("")] {
-        let scratch = Scratch::disk();
-        let stack = Stack::writable(&scratch, vec![scratch.dir("lower")]);
-        std::fs::write(stack.lowers[0].join("file"), OLD).unwrap();
-        let f = Fixture::over(&fs, scratch, stack);
+        let f = over(&fs, &["file"]);
         let file = File::open(f.at("file")).unwrap();
         let mapped = Map::shared(&file, false).unwrap();
         drop(file);
@@ -187,7 +362,6 @@ fn readers_and_first_writers_at_once() {
                     }
                 });
             }
-            // Readers in a loop give way to it.
             let file = OpenOptions::new().read(true).write(true).open(&path);
             file.unwrap().write_all_at(&[b'n'; 17], 0).unwrap();
             written.store(true, Ordering::SeqCst);

@@ -5,11 +5,12 @@
 use std::sync::Arc;
 
 use super::freed_room::with_freed_room;
-use super::{Adapter, Work, caller, lifetime, with_loss};
+use super::{Adapter, Work, caller, known, with_loss};
 use crate::fuse::operations::{
-    Context, CreateReply, Handle, Ino, Name, NewMode, OpenFlags, OpenReply, Opened, SetIdBits,
+    Context, CreateReply, Handle, Ino, Name, NewMode, Node, OpenFlags, OpenReply, Opened, SetIdBits,
 };
 use crate::fuse::passthrough::{Opens, is_writer};
+use crate::fuse::successors;
 use crate::fuse::wire::abi::{FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE};
 use crate::union::{Change, EntryRef, Result, Union};
 
@@ -17,7 +18,7 @@ impl Adapter {
     pub(super) fn open_file(
         &self,
         context: Context,
-        ino: Ino,
+        node: Node,
         flags: OpenFlags,
         set_id: SetIdBits,
         reply: impl OpenReply,
@@ -26,53 +27,55 @@ impl Adapter {
             return self.open_files.answer(FOPEN_KEEP_CACHE, reply);
         };
         let opens = Arc::clone(opens);
+        let ino = successors::inode(node).0;
         let truncate = flags.truncates();
         let writes = truncate || is_writer(flags.0);
         // Before an open for writing, the kernel checks whether a program runs from the file. For
         // an open for reading that truncates, it checks after the open, which is too late (do_open,
         // fs/namei.c).
-        if truncate && !is_writer(flags.0) && opens.is_executed(ino.0) {
+        if truncate && !is_writer(flags.0) && opens.is_executed(node) {
             return reply.error(libc::ETXTBSY);
         }
-        let gives_way = !writes && opens.is_awaited(ino.0);
+        if opens.refuses(node, context.pid) {
+            return reply.error(libc::ESTALE);
+        }
         // The kernel holds no lock of the inode during an open.
         let work = Work::slow_if(
             writes
-                && (self.union.needs_copy_up(ino.0, Change::Data)
-                    || opens.waits_for_readers(ino.0))
-                || truncate && opens.may_wait(ino.0)
-                || gives_way,
+                && (self.union.needs_copy_up(ino, Change::Data) || opens.waits_for_readers(node))
+                || truncate && opens.may_wait(ino),
         );
         let notices = Arc::clone(&self.notices);
         let table = Arc::clone(&opens);
         let open = move |union: &Union| {
-            let _writing = if writes {
-                table.write(union, ino.0)?
-            } else {
-                None
-            };
-            match (truncate, writes) {
-                (true, _) => with_loss(&*notices, context, set_id, |loss| {
-                    union.open_truncated(ino.0, loss.copied())
-                }),
-                (false, true) => union.open_for_writing(ino.0, flags.0),
-                (false, false) if gives_way => {
-                    table.give_way(ino.0);
-                    Ok(())
+            if writes {
+                let admitted = table.write(union, node)?;
+                if truncate {
+                    with_loss(&*notices, context, set_id, |loss| {
+                        union.open_truncated(ino, loss.copied())
+                    })?;
+                } else {
+                    union.open_for_writing(ino, flags.0)?;
                 }
-                (false, false) => Ok(()),
-            }?;
-            table.open(union, ino.0, flags.0)
+                if admitted.succeeds {
+                    table.retire(node);
+                    return Ok(None);
+                }
+                return table.open(union, node, flags.0).map(Some);
+            }
+            table.open(union, node, flags.0).map(Some)
         };
-        let answer = move |result: Result<Opened>| match result {
-            Ok(out) => {
+        let answer = move |result: Result<Option<Opened>>| match result {
+            Ok(Some(out)) => {
                 if !reply.opened(out) {
-                    opens.release(ino.0, out.handle.0);
+                    opens.release(node, out.handle.0);
                 }
             }
+            // The kernel comes back with the successor.
+            Ok(None) => reply.error(libc::ESTALE),
             Err(error) => reply.fail(&error),
         };
-        if writes || gives_way {
+        if writes {
             self.attempt(work, open, answer);
         } else {
             self.attempt_here(open, answer);
@@ -122,8 +125,8 @@ impl Adapter {
             match (opens, made) {
                 (Some(opens), made) => created(union, &opens, made, flags, reply),
                 (None, Ok(entry)) => {
-                    let opened = without_handle(FOPEN_KEEP_CACHE);
-                    reply.created(entry, opened, lifetime(None, 0));
+                    let (ino, opened) = (entry.attr().ino, without_handle(FOPEN_KEEP_CACHE));
+                    reply.created(entry, opened, known(None, ino));
                 }
                 (None, Err(error)) => reply.fail(&error),
             }
@@ -140,14 +143,13 @@ fn created(
     reply: impl CreateReply,
 ) {
     let open = made.and_then(|entry| {
-        let (out, lifetime) = opens.open_new(union, entry.attr().ino, flags.0)?;
-        Ok((entry, out, lifetime))
+        let (out, known) = opens.open_new(union, entry.attr().ino, flags.0)?;
+        Ok((entry, out, known))
     });
     match open {
-        Ok((entry, out, lifetime)) => {
-            let ino = entry.attr().ino;
-            if !reply.created(entry, out, lifetime) {
-                opens.release(ino, out.handle.0);
+        Ok((entry, out, known)) => {
+            if !reply.created(entry, out, known) {
+                opens.release(known.node, out.handle.0);
             }
         }
         Err(error) => reply.fail(&error),

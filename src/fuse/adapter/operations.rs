@@ -4,16 +4,16 @@
 use std::sync::Arc;
 
 use super::freed_room::with_freed_room;
-use super::{Acls, Adapter, SLOW_COPY, UNKNOWN_ID, Work, caller, lifetime, with_loss};
+use super::{Acls, Adapter, SLOW_COPY, UNKNOWN_ID, Work, caller, known, lifetime, with_loss};
 use crate::fuse::counters::Op;
 use crate::fuse::operations::{
     Allocation, AttrReply, Context, CopyRange, CreateReply, DataReply, DirectoryReply, EmptyReply,
-    EntryReply, FlagsForm, FlagsReply, Handle, Ino, InodeFlags, Name, NewMode, Offset, OffsetReply,
-    OpenFlags, OpenReply, Operations, ReadReply, SetIdBits, StatfsReply, StatxReply, WriteData,
-    WriteReply, Xattr, XattrReply,
+    EntryReply, FlagsForm, FlagsReply, Handle, Ino, InodeFlags, KnownAs, Name, NewMode, Node,
+    Offset, OffsetReply, OpenFlags, OpenReply, Operations, ReadReply, SetIdBits, StatfsReply,
+    StatxReply, WriteData, WriteReply, Xattr, XattrReply,
 };
 use crate::fuse::passthrough::Opens;
-use crate::fuse::request_scope;
+use crate::fuse::{request_scope, successors};
 use crate::union::{
     Caching, Change, FileFlags, Position, RenameFlags, SetAttr, SyncExtent, Union, XattrFlags,
 };
@@ -31,8 +31,16 @@ impl Operations for Adapter {
         request_scope::is_a(operation);
     }
 
+    fn inode(&self, node: Node) -> Ino {
+        successors::inode(node)
+    }
+
     fn known_files(&self) -> Vec<u64> {
-        self.union.known_files(MANY_FILES)
+        let files = self.union.known_files(MANY_FILES);
+        files
+            .into_iter()
+            .map(|ino| self.known(ino).node.0)
+            .collect()
     }
 
     fn elsewhere(&self, user: u32, work: Box<dyn FnOnce() + Send>) {
@@ -44,17 +52,36 @@ impl Operations for Adapter {
 
     fn lookup(&self, Name { parent, name }: Name<'_>, reply: impl EntryReply) {
         match name {
-            b"." => self.find(parent, reply),
-            b".." => found(
-                self.opens.as_deref(),
-                self.union.lookup_parent(parent.0),
-                reply,
-            ),
+            b".." => found(self.union.lookup_parent(parent.0), reply, |ino| {
+                self.known(ino)
+            }),
             _ => match self.union.lookup(parent.0, name) {
                 Ok(Some(entry)) => self.entry(Ok(entry), reply),
                 Ok(None) => reply.no_entry(),
                 Err(error) => reply.fail(&error),
             },
+        }
+    }
+
+    /// Looks a file up by a number that the kernel may have forgotten. The answer has the same number.
+    fn lookup_node(&self, node: Node, reply: impl EntryReply) {
+        let (ino, opens) = (self.inode(node), self.opens.clone());
+        let restores = match &opens {
+            Some(opens) => opens.restores(&self.union, node),
+            None => !successors::is_successor(node),
+        };
+        if !restores {
+            return reply.error(libc::ESTALE);
+        }
+        match self.union.known_number(ino.0) {
+            Ok(Some(entry)) => found_again(&self.union, Ok(entry), node, opens, reply),
+            Err(error) => found_again(&self.union, Err(error), node, opens, reply),
+            Ok(None) => {
+                let sought = self.union.seek_number(ino.0);
+                self.run(Work::Slow, move |union| {
+                    found_again(union, union.find_sought(sought), node, opens, reply);
+                });
+            }
         }
     }
 
@@ -79,25 +106,38 @@ impl Operations for Adapter {
         }
     }
 
-    fn setattr(&self, context: Context, ino: Ino, change: SetAttr, reply: impl AttrReply) {
+    fn setattr(&self, context: Context, node: Node, change: SetAttr, reply: impl AttrReply) {
+        let ino = self.inode(node);
         let mut change = change;
         if !self.says_kills && (change.size, change.uid, change.gid) != (None, None, None) {
             change.drops_set_id |= unsaid_bits(context) == SetIdBits::Dropped;
         }
         let kind = change.size.map_or(Change::Metadata, |_| Change::Data);
         let (opens, notices) = (self.opens.clone(), Arc::clone(&self.notices));
-        let table = opens.clone();
-        let waits = |opens: &Arc<Opens>| change.size.is_some() && opens.waits_for_readers(ino.0);
-        let waits = opens.as_ref().is_some_and(waits);
+        let table = opens.clone().filter(|_| change.size.is_some());
+        if table
+            .as_ref()
+            .is_some_and(|table| table.refuses(node, context.pid))
+        {
+            return reply.error(libc::ESTALE);
+        }
+        let waits = table
+            .as_ref()
+            .is_some_and(|table| table.waits_for_readers(node));
         self.attempt(
             Work::slow_if(waits || self.union.needs_copy_up(ino.0, kind)),
             move |union| {
-                // A program may have run from the file, and others may still have it open.
-                let _writing = match (&table, change.size) {
-                    (Some(table), Some(_)) => table.write(union, ino.0)?,
-                    _ => None,
+                let change = || union.setattr(&caller(context), ino.0, &change);
+                let Some(table) = &table else {
+                    return change().map(Some);
                 };
-                union.setattr(&caller(context), ino.0, &change)
+                // A program may have run from the file, and others may still have it open.
+                let admitted = table.write(union, node)?;
+                let attr = change()?;
+                if admitted.succeeds {
+                    table.retire(node);
+                }
+                Ok((!admitted.succeeds).then_some(attr))
             },
             move |result| {
                 if result.is_err() {
@@ -105,7 +145,10 @@ impl Operations for Adapter {
                     // knows are not valid any more.
                     notices.attributes_changed(ino.0);
                 }
-                reply.result(result, lifetime(opens.as_deref(), ino.0));
+                match result.transpose() {
+                    Some(result) => reply.result(result, lifetime(opens.as_deref(), ino.0)),
+                    None => reply.error(libc::ESTALE),
+                }
             },
         );
     }
@@ -123,7 +166,7 @@ impl Operations for Adapter {
         self.run_with(Work::Quick, name, move |union, name| {
             let caller = caller(context);
             let made = with_freed_room(union, || union.symlink(&caller, parent.0, name, &target));
-            reply.result(made, |ino| lifetime(opens.as_deref(), ino));
+            reply.result(made, |ino| known(opens.as_deref(), ino));
         });
     }
 
@@ -141,7 +184,7 @@ impl Operations for Adapter {
             let made = with_freed_room(union, || {
                 union.mknod(&caller, parent.0, name, mode, umask, rdev)
             });
-            reply.result(made, |ino| lifetime(opens.as_deref(), ino));
+            reply.result(made, |ino| known(opens.as_deref(), ino));
         });
     }
 
@@ -156,7 +199,7 @@ impl Operations for Adapter {
         self.run_with(Work::Quick, name, move |union, name| {
             let (caller, mode) = (caller(context), mode & 0o7777);
             let made = with_freed_room(union, || union.mkdir(&caller, parent.0, name, mode, umask));
-            reply.result(made, |ino| lifetime(opens.as_deref(), ino));
+            reply.result(made, |ino| known(opens.as_deref(), ino));
         });
     }
 
@@ -185,19 +228,19 @@ impl Operations for Adapter {
         let (name, opens) = (name.to_vec(), self.opens.clone());
         self.modify(ino, move |union| {
             let linked = with_freed_room(union, || union.link(ino.0, parent.0, &name));
-            reply.result(linked, |ino| lifetime(opens.as_deref(), ino));
+            reply.result(linked, |ino| known(opens.as_deref(), ino));
         });
     }
 
     fn open(
         &self,
         context: Context,
-        ino: Ino,
+        node: Node,
         flags: OpenFlags,
         set_id: SetIdBits,
         reply: impl OpenReply,
     ) {
-        self.open_file(context, ino, flags, set_id, reply);
+        self.open_file(context, node, flags, set_id, reply);
     }
 
     fn create(
@@ -274,9 +317,9 @@ impl Operations for Adapter {
         self.attempt_with(work, data, write, |result| reply.result(result));
     }
 
-    fn release(&self, ino: Ino, handle: Handle, reply: impl EmptyReply) {
+    fn release(&self, node: Node, handle: Handle, reply: impl EmptyReply) {
         if let Some(opens) = &self.opens {
-            opens.release(ino.0, handle.0);
+            opens.release(node, handle.0);
         }
         reply.ok();
     }
@@ -292,17 +335,24 @@ impl Operations for Adapter {
     }
 
     fn readdir(&self, ino: Ino, offset: Offset, reply: impl DirectoryReply) {
+        // The kernel learns no number of a node.
+        let known = |ino| KnownAs {
+            node: Node(ino),
+            lifetime: 0,
+        };
         reply.list(|add| {
-            self.union
-                .readdir(ino.0, offset.0, &mut |item| add(item, 0))
+            self.union.readdir(ino.0, offset.0, &mut |item| {
+                let known = known(item.ino);
+                add(item, known)
+            })
         });
     }
 
     fn readdirplus(&self, ino: Ino, offset: Offset, reply: impl DirectoryReply) {
         reply.list(|add| {
             self.union.readdirplus(ino.0, offset.0, &mut |item| {
-                let lifetime = self.lifetime(item.ino);
-                add(item, lifetime)
+                let known = self.known(item.ino);
+                add(item, known)
             })
         });
     }
@@ -465,21 +515,7 @@ impl Adapter {
         result: crate::union::Result<crate::union::EntryRef<'_>>,
         reply: impl EntryReply,
     ) {
-        reply.result(result, |ino| self.lifetime(ino));
-    }
-
-    /// Looks up a node by its number, which the kernel may have forgotten.
-    fn find(&self, ino: Ino, reply: impl EntryReply) {
-        match self.union.known_number(ino.0) {
-            Ok(Some(known)) => found(self.opens.as_deref(), Ok(known), reply),
-            Err(error) => found(self.opens.as_deref(), Err(error), reply),
-            Ok(None) => {
-                let (sought, opens) = (self.union.seek_number(ino.0), self.opens.clone());
-                self.run(Work::Slow, move |union| {
-                    found(opens.as_deref(), union.find_sought(sought), reply);
-                });
-            }
-        }
+        reply.result(result, |ino| self.known(ino));
     }
 }
 
@@ -495,14 +531,32 @@ fn read<R: ReadReply>(
 }
 
 fn found(
-    opens: Option<&Opens>,
     entry: crate::union::Result<crate::union::EntryRef<'_>>,
     reply: impl EntryReply,
+    known: impl Fn(u64) -> KnownAs,
 ) {
     match entry {
         // A stale handle is no fault of the server, so it is not logged.
         Err(error) if error.errno() == libc::ESTALE => reply.error(libc::ESTALE),
-        entry => reply.result(entry, |ino| lifetime(opens, ino)),
+        entry => reply.result(entry, known),
+    }
+}
+
+/// Answers a lookup of a file by its number.
+fn found_again(
+    union: &Union,
+    entry: crate::union::Result<crate::union::EntryRef<'_>>,
+    node: Node,
+    opens: Option<Arc<Opens>>,
+    reply: impl EntryReply,
+) {
+    let is_lost = entry.is_err();
+    found(entry, reply, |ino| KnownAs {
+        node,
+        lifetime: lifetime(opens.as_deref(), ino),
+    });
+    if let Some(opens) = opens.filter(|_| is_lost) {
+        opens.forget(union, successors::inode(node).0);
     }
 }
 

@@ -17,8 +17,8 @@ use super::values;
 use crate::fuse::buffer::answer_with_read;
 use crate::fuse::operations::{
     AddEntry, AttrReply, CreateReply, DataReply, DirectoryReply, EmptyReply, EntryReply, Failure,
-    FlagsReply, InodeFlags, OffsetReply, OpenReply, Opened, ReadReply, StatfsReply, WriteReply,
-    XattrReply,
+    FlagsReply, InodeFlags, KnownAs, OffsetReply, OpenReply, Opened, ReadReply, StatfsReply,
+    WriteReply, XattrReply,
 };
 use crate::fuse::protocol_values::FOREVER;
 use crate::union::{self, Attr, EntryRef, StatFs};
@@ -69,10 +69,13 @@ impl ReadReply for ReplyData {
 }
 
 impl EntryReply for ReplyEntry {
-    fn entry(self, entry: EntryRef<'_>, lifetime: u64) {
+    fn entry(self, entry: EntryRef<'_>, known: KnownAs) {
         let (attr, generation) = (values::attr(entry.attr()), Generation(entry.generation()));
         entry.surrender();
-        let (lifetime, forever) = (Duration::from_secs(lifetime), Duration::from_secs(FOREVER));
+        let (lifetime, forever) = (
+            Duration::from_secs(known.lifetime),
+            Duration::from_secs(FOREVER),
+        );
         self.entry_with_ttls(&lifetime, &forever, &attr, generation);
     }
 
@@ -108,14 +111,17 @@ impl OpenReply for ReplyOpen {
 
 impl CreateReply for ReplyCreate {
     /// The crate has one lifetime for the name and the attributes.
-    fn created(self, entry: EntryRef<'_>, opened: Opened, lifetime: u64) -> bool {
+    fn created(self, entry: EntryRef<'_>, opened: Opened, known: KnownAs) -> bool {
         let Some(flags) = open_flags(opened) else {
             Failure::error(self, libc::EIO);
             return false;
         };
         let (attr, generation) = (values::attr(entry.attr()), Generation(entry.generation()));
         entry.surrender();
-        let (lifetime, handle) = (Duration::from_secs(lifetime), FileHandle(opened.handle.0));
+        let (lifetime, handle) = (
+            Duration::from_secs(known.lifetime),
+            FileHandle(opened.handle.0),
+        );
         Self::created(self, &lifetime, &attr, generation, handle, flags);
         true
     }

@@ -23,8 +23,8 @@ use super::values::{self, Asked};
 use crate::fuse::counters::Op;
 use crate::fuse::flag_ioctls::{self, FlagIoctl};
 use crate::fuse::operations::{
-    self, Allocation, Context, CopyRange, Failure, Handle, Ino, Name, NewMode, Offset, Operations,
-    SetIdBits, WriteData, Xattr,
+    self, Allocation, Context, CopyRange, Failure, Handle, Ino, Name, NewMode, Node, Offset,
+    Operations, SetIdBits, WriteData, Xattr,
 };
 use crate::fuse::{protocol_values, request_scope};
 use crate::union::{Caching, Write};
@@ -78,8 +78,9 @@ impl<T: Operations> ::fuser::Filesystem for Filesystem<T> {
     }
 
     fn lookup(&self, r: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.begin(r, Op::Lookup, parent, |fs, _, _| {
-            fs.lookup(named(parent, name), reply);
+        self.begin(r, Op::Lookup, parent, |fs, _, _| match name.as_bytes() {
+            b"." => fs.lookup_node(Node(parent.0), reply),
+            _ => fs.lookup(named(parent, name), reply),
         });
     }
 
@@ -120,7 +121,7 @@ impl<T: Operations> ::fuser::Filesystem for Filesystem<T> {
             ctime,
         });
         self.begin(r, Op::SetAttr, ino, |fs, context, ino| {
-            fs.setattr(context, ino, change, reply);
+            fs.setattr(context, Node(ino.0), change, reply);
         });
     }
 
@@ -215,7 +216,7 @@ impl<T: Operations> ::fuser::Filesystem for Filesystem<T> {
     /// an open truncates.
     fn open(&self, r: &Request, ino: INodeNo, how: OpenFlags, reply: ReplyOpen) {
         self.begin(r, Op::Open, ino, |fs, context, ino| {
-            fs.open(context, ino, flags(how), SetIdBits::Kept, reply);
+            fs.open(context, Node(ino.0), flags(how), SetIdBits::Kept, reply);
         });
     }
 
@@ -283,7 +284,7 @@ impl<T: Operations> ::fuser::Filesystem for Filesystem<T> {
         reply: ReplyEmpty,
     ) {
         self.begin(r, Op::Release, ino, |fs, _, ino| {
-            fs.release(ino, Handle(handle.0), reply);
+            fs.release(Node(ino.0), Handle(handle.0), reply);
         });
     }
 

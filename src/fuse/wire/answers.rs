@@ -10,8 +10,8 @@ use super::reply::{DirBuffer, Reply};
 use crate::fuse::buffer::{answer_with_read, with_buffer};
 use crate::fuse::operations::{
     AddEntry, AttrReply, CreateReply, DataReply, DirectoryReply, EmptyReply, EntryReply, Failure,
-    FlagsReply, InodeFlags, OffsetReply, OpenReply, Opened, ReadReply, StatfsReply, StatxReply,
-    WriteReply, XattrReply,
+    FlagsReply, InodeFlags, KnownAs, OffsetReply, OpenReply, Opened, ReadReply, StatfsReply,
+    StatxReply, WriteReply, XattrReply,
 };
 use crate::fuse::protocol_values;
 use crate::union::{self, Attr, DirItem, EntryRef, StatFs};
@@ -47,8 +47,8 @@ impl ReadReply for Reply {
 }
 
 impl EntryReply for Reply {
-    fn entry(self, entry: EntryRef<'_>, lifetime: u64) {
-        if self.message(&protocol_values::entry(&entry, lifetime)) {
+    fn entry(self, entry: EntryRef<'_>, known: KnownAs) {
+        if self.message(&protocol_values::entry(&entry, known)) {
             entry.surrender();
         }
     }
@@ -86,9 +86,9 @@ impl OpenReply for Reply {
 }
 
 impl CreateReply for Reply {
-    fn created(self, entry: EntryRef<'_>, opened: Opened, lifetime: u64) -> bool {
+    fn created(self, entry: EntryRef<'_>, opened: Opened, known: KnownAs) -> bool {
         let taken = self.message(&CreateOut {
-            entry: protocol_values::entry(&entry, lifetime),
+            entry: protocol_values::entry(&entry, known),
             open: open_out(opened),
         });
         if taken {
@@ -233,9 +233,9 @@ impl DirectoryReply for Listing {
         let plus = self.plus;
         with_buffer(self.size, self.reply, |buffer, reply| {
             let mut listing = DirBuffer::new(buffer);
-            let result = list(&mut |item, lifetime| {
+            let result = list(&mut |item, known| {
                 if plus {
-                    add_plus(&mut listing, item, lifetime)
+                    add_plus(&mut listing, item, known)
                 } else {
                     add(&mut listing, None, &item)
                 }
@@ -256,9 +256,9 @@ fn add(listing: &mut DirBuffer<'_>, entry: Option<&EntryOut>, item: &DirItem<'_,
 }
 
 /// Returns `false` if the entry did not fit. Its lookup is then returned.
-fn add_plus(listing: &mut DirBuffer<'_>, item: DirItem<'_, '_>, lifetime: u64) -> bool {
+fn add_plus(listing: &mut DirBuffer<'_>, item: DirItem<'_, '_>, known: KnownAs) -> bool {
     let out = match &item.entry {
-        Some(entry) => protocol_values::entry(entry, lifetime),
+        Some(entry) => protocol_values::entry(entry, known),
         // The entry has no node, because a node would count as a lookup. The kernel takes only the
         // name.
         None => EntryOut::default(),

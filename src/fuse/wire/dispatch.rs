@@ -6,7 +6,7 @@ use super::connection::Handler;
 use super::reply::Reply;
 use super::request::{Header, Request};
 use crate::fuse::counters::Op;
-use crate::fuse::operations::{CopyRange, Ino, Name, Operations, Xattr};
+use crate::fuse::operations::{CopyRange, Name, Node, Operations, Xattr};
 use crate::fuse::protocol_values;
 
 /// A handler that passes requests on to operations.
@@ -22,24 +22,26 @@ impl<T: Operations> Handler for Dispatch<T> {
     }
 
     fn handle(&self, header: &Header, request: Request<'_>, reply: Reply) {
-        let (fs, context, ino) = (&self.0, header.context(), Ino(header.ino));
+        let (fs, context, node) = (&self.0, header.context(), Node(header.ino));
+        let ino = fs.inode(node);
         let within = |name| Name { parent: ino, name };
         if let Some(operation) = request.operation() {
             fs.count(operation);
         }
         match request {
+            Request::Lookup { name: b"." } => fs.lookup_node(node, reply),
             Request::Lookup { name } => fs.lookup(within(name), reply),
             Request::Forget { count } => fs.forget(ino, count),
             Request::BatchForget(forgets) => {
                 for (ino, count) in forgets.iter() {
                     fs.count(Op::Forget);
-                    fs.forget(Ino(ino), count);
+                    fs.forget(fs.inode(Node(ino)), count);
                 }
             }
             Request::GetAttr => fs.getattr(ino, reply),
             Request::StatX { mask } => fs.statx(ino, mask, reply),
             Request::SetAttr(set) => {
-                fs.setattr(context, ino, protocol_values::set_attr(&set), reply);
+                fs.setattr(context, node, protocol_values::set_attr(&set), reply);
             }
             Request::ReadLink => fs.readlink(ino, reply),
             Request::SymLink { name, target } => {
@@ -65,10 +67,10 @@ impl<T: Operations> Handler for Dispatch<T> {
                 Some(flags) => fs.rename(within(name), to, flags, reply),
                 None => reply.error(libc::EINVAL),
             },
-            Request::Link { ino, name } => fs.link(ino, within(name), reply),
-            Request::Open { flags, set_id } => fs.open(context, ino, flags, set_id, reply),
+            Request::Link { node, name } => fs.link(fs.inode(node), within(name), reply),
+            Request::Open { flags, set_id } => fs.open(context, node, flags, set_id, reply),
             Request::OpenDir => fs.opendir(ino, reply),
-            Request::Release { handle } => fs.release(ino, handle, reply),
+            Request::Release { handle } => fs.release(node, handle, reply),
             Request::ReleaseDir => fs.releasedir(ino, reply),
             Request::Read {
                 offset,
@@ -137,7 +139,7 @@ impl<T: Operations> Handler for Dispatch<T> {
                 let range = CopyRange {
                     from: ino,
                     from_offset: offset,
-                    to,
+                    to: fs.inode(to),
                     to_offset,
                     length,
                     flags,

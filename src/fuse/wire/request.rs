@@ -5,7 +5,7 @@ use zerocopy::FromBytes;
 use super::abi::{self, InHeader, op};
 use crate::fuse::counters::Op;
 use crate::fuse::operations::{
-    self, Allocation, Context, FlagsForm, Handle, Ino, InodeFlags, Name, NewMode, Offset,
+    self, Allocation, Context, FlagsForm, Handle, Ino, InodeFlags, Name, NewMode, Node, Offset,
     OpenFlags, SetIdBits, WriteData,
 };
 use crate::union::{Caching, SyncExtent, Write};
@@ -90,7 +90,7 @@ pub(crate) enum Request<'a> {
     },
     /// Gives the inode another name in the directory of the header.
     Link {
-        ino: Ino,
+        node: Node,
         name: &'a [u8],
     },
     Open {
@@ -158,7 +158,7 @@ pub(crate) enum Request<'a> {
     },
     CopyFileRange {
         offset: Offset,
-        to: Ino,
+        to: Node,
         to_offset: Offset,
         length: u64,
         flags: u64,
@@ -492,7 +492,7 @@ fn names(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
             rename(body, newdir, flags)?
         }
         op::LINK => Request::Link {
-            ino: Ino(body.take()?),
+            node: Node(body.take()?),
             name: body.name()?,
         },
         _ => Request::Unknown,
@@ -582,7 +582,7 @@ fn ranges(opcode: u32, mut body: Body<'_>) -> Option<Request<'_>> {
             let range: abi::CopyFileRangeIn = body.take()?;
             Request::CopyFileRange {
                 offset: Offset(range.off_in),
-                to: Ino(range.nodeid_out),
+                to: Node(range.nodeid_out),
                 to_offset: Offset(range.off_out),
                 length: range.len,
                 flags: range.flags,

@@ -199,7 +199,10 @@ impl Rule {
         for alternative in alternatives {
             program.extend(all_hold(alternative, action)?);
         }
-        let rest = rest.as_deref().unwrap_or(&Self::Always(otherwise)).program(otherwise)?;
+        let rest = rest
+            .as_deref()
+            .unwrap_or(&Self::Always(otherwise))
+            .program(otherwise)?;
         program.extend(rest);
         Ok(program)
     }
