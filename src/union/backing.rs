@@ -3,8 +3,8 @@
 //!
 //! A returned file stays the file of its inode as long as the inode is known. It is a file that the
 //! upper has with all of its data, or any file of a union that cannot be written, whose lowers are
-//! sealed. It is never a lower file that a later write would copy up, with one exception: a file
-//! from which a program is about to run ([`Union::program`]). The kernel lets nobody write it.
+//! sealed. It is never a lower file that a later write would copy up, except that of
+//! [`Union::unwritten`], which the caller asks for.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -65,8 +65,8 @@ impl Union {
     }
 
     /// Returns the file of a lower that a write would copy up, for a program that runs from it or a
-    /// reader. `None` if the upper has a copy, or if lowers are not sealed. The caller makes sure that
-    /// nobody writes `ino` as long as it uses the file.
+    /// reader. `None` if the upper has a copy, or if lowers are not sealed. It keeps the data that it has
+    /// now, also if `ino` is written later.
     ///
     /// # Errors
     /// ESTALE; EISDIR or EINVAL if it is not a regular file; else those of open(2).

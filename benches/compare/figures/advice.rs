@@ -120,8 +120,8 @@ const KINDS: [Kind; 9] = [
         title: "Many mounts of one image",
         choose: "`io=shared`: all mounts share the pages of the layers. By default each mount has a copy of the \
             pages that it reads.",
-        know: "The first row is memory, not time. `io=shared` costs a message for each open and each close, and a file \
-            of a layer cannot be opened for writing while somebody reads it.",
+        know: "The first row is memory, not time. `io=shared` costs a message for each open and each close. Who has a \
+            file of a layer open when it is written for the first time keeps the old data.",
         rows: &[
             "page cache of ten mounts reading a file",
             "reading a tree cold",

@@ -19,7 +19,8 @@ use crate::sys::sync::dashmap::DashMap;
 use crate::sys::sync::parking_lot::RwLock;
 
 const DEVICE_SHIFT: u32 = 48;
-/// The first number from the table: bit 62, so that numbers fit a signed 64-bit `d_off`.
+/// The first number from the table: bit 62, so that numbers fit a signed 64-bit `d_off`. No number has
+/// bit 63, which the kernel's numbers of some files have (`fuse::successors`).
 const FRESH: u64 = 1 << 62;
 
 /// Assigns inode numbers.
