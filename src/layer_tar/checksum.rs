@@ -1,12 +1,11 @@
-//! The CRC-64 of a file's content. The cost of a hole does not depend on its length: a run of zero
+//! The CRC-64 of a file's content, as Go's hash/crc64 with its table ISO. The cost of a hole does not depend on its length: a run of zero
 //! bytes changes the register of a CRC by a linear map over GF(2), whose powers of two are computed
 //! once.
 
 use std::sync::OnceLock;
 
-use super::tar_split::CRC;
-
-type Digest = crc::Digest<'static, u64, crc::Table<16>>;
+use crc::CRC_64_GO_ISO;
+use crc_fast::{CrcAlgorithm, Digest};
 
 /// A linear map of the register: the image of each bit.
 type Map = [u64; 64];
@@ -16,7 +15,7 @@ pub(super) struct Checksum(Digest);
 
 impl Checksum {
     pub(super) fn new() -> Self {
-        Self(CRC.digest())
+        Self(Digest::new(CrcAlgorithm::Crc64GoIso))
     }
 
     /// Adds bytes.
@@ -29,15 +28,13 @@ impl Checksum {
         if count == 0 {
             return;
         }
-        let digest = std::mem::replace(&mut self.0, CRC.digest());
-        let mut register = digest.finalize() ^ CRC.algorithm.xorout;
+        let mut register = self.0.get_state();
         for (bit, map) in powers().iter().enumerate() {
             if count >> bit & 1 == 1 {
                 register = applied(map, register);
             }
         }
-        // The register is reflected, while an initial value is not.
-        self.0 = CRC.digest_with_initial(register.reverse_bits());
+        self.0 = Digest::new_with_init_state(CrcAlgorithm::Crc64GoIso, register);
     }
 
     /// Returns the checksum.
@@ -56,7 +53,7 @@ fn applied(map: &Map, register: u64) -> u64 {
 fn powers() -> &'static [Map; 64] {
     static POWERS: OnceLock<Box<[Map; 64]>> = OnceLock::new();
     POWERS.get_or_init(|| {
-        let polynomial = CRC.algorithm.poly.reverse_bits();
+        let polynomial = CRC_64_GO_ISO.poly.reverse_bits();
         let zero_bit = |register: u64| (register >> 1) ^ ((register & 1) * polynomial);
         let zero_byte = |register| (0..8).fold(register, |register, _| zero_bit(register));
         let mut map: Map = std::array::from_fn(|bit| zero_byte(1 << bit));
@@ -86,8 +83,17 @@ mod tests {
                 bytes.extend(data);
                 bytes.resize(bytes.len() + zeros as usize, 0);
             }
-            prop_assert_eq!(checksum.finish(), CRC.checksum(&bytes));
+            let expected = crc::Crc::<u64>::new(&CRC_64_GO_ISO).checksum(&bytes);
+            prop_assert_eq!(checksum.finish(), expected);
         }
+    }
+
+    /// Go: crc64.Checksum([]byte("123456789"), crc64.MakeTable(crc64.ISO)).
+    #[test]
+    fn it_is_that_of_go() {
+        let mut checksum = Checksum::new();
+        checksum.update(b"123456789");
+        assert_eq!(checksum.finish(), 0xb909_56c7_75a4_1001);
     }
 
     #[test]
