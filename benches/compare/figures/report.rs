@@ -234,7 +234,9 @@ impl Report {
                 row.unit = Some(sample.unit);
                 row.bytes = sample.bytes;
                 let values = row.values.entry(column.to_owned()).or_default();
-                values.push(sample.value);
+                // Nanoseconds are enough. A number with more digits may be read as another one than was
+                // written.
+                values.push((sample.value * 1e9).round() / 1e9);
             }
             Err(why) => {
                 row.failed.insert(column.to_owned(), why);
