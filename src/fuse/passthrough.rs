@@ -31,7 +31,7 @@ use super::config::{IoPolicy, MountConfig};
 use super::error::{Error, Result};
 use super::operations::{Handle, KnownAs, Node, Notices, OpenFlags, Opened};
 use super::protocol_values;
-use super::successors::{self, Successors};
+use super::successors::{self, Arrival, Successors};
 use super::wire::Connection;
 use super::wire::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, init2};
 use crate::sys::fuse::{close_backing, open_backing};
@@ -223,12 +223,18 @@ impl Opens {
     }
 
     /// Begins an open for writing, or a change of the data by name. This comes before anything is
-    /// changed. Where a writer cannot have another inode than the readers, it waits for them.
+    /// changed. Where a writer cannot have another inode than the readers, it waits for them. `comes` is
+    /// the answer of [`Self::arrives`] to the request.
     ///
     /// # Errors
     /// ETXTBSY if the file is passed through to a lower: a program ran from it, or a reader has kept
     /// it open for longer than [`PATIENCE`].
-    pub(super) fn write(self: &Arc<Self>, union: &Union, node: Node) -> union::Result<Admitted> {
+    pub(super) fn write(
+        self: &Arc<Self>,
+        union: &Union,
+        node: Node,
+        comes: Arrival,
+    ) -> union::Result<Admitted> {
         let ino = successors::inode(node).0;
         // The order matters: `count` looks for this before it adds the entry that is checked here.
         let writing = union.needs_copy_up(ino, Change::Data).then(|| {
@@ -236,7 +242,8 @@ impl Opens {
             let opens = Arc::clone(self);
             Writing { opens, ino }
         });
-        let succeeds = self.waits_for_readers(node) && !self.successors.has(ino) && {
+        let first = !successors::is_successor(node) && comes == Arrival::First;
+        let succeeds = first && self.waits_for_readers(node) && {
             // The cached names of a file lead to one number. The kernel looks only the name that the
             // writer uses up again.
             union.getattr(ino)?.nlink == 1
@@ -265,19 +272,23 @@ impl Opens {
     /// Gives the file, which has just been copied up, another number. The request that has changed it
     /// fails with ESTALE, and is repeated.
     pub(super) fn retire(&self, node: Node) {
-        self.successors.retire(successors::inode(node).0);
+        let ino = successors::inode(node).0;
+        self.successors.retire(ino);
         // The kernel takes no attributes for this number any more that are under way.
-        self.device.attributes_changed(node.0);
+        self.device.attributes_changed(ino);
     }
 
-    /// Whether an open by this number, or a change of the size, has to fail with ESTALE.
-    pub(super) fn refuses(&self, node: Node, thread: u32) -> bool {
-        self.successors.refuses(node, thread)
+    /// Says how a thread comes to open a file, or to change its size, by this number.
+    pub(super) fn arrives(&self, node: Node, thread: u32) -> Arrival {
+        self.successors.arrives(node, thread)
     }
 
-    /// Whether a file may be looked up by this number, which a handle has kept.
-    pub(super) fn restores(&self, union: &Union, node: Node) -> bool {
-        self.successors.restores(union, node)
+    /// Whether a file may be looked up by this number, which a handle has kept. A successor that was
+    /// forgotten comes into force again when its inode is counted ([`Self::retire`]), unless the file is
+    /// open by the first number.
+    pub(super) fn restores(&self, node: Node) -> bool {
+        let ino = successors::inode(node).0;
+        !successors::is_successor(node) || self.successors.has(ino) || !self.is_open(ino)
     }
 
     /// Returns how the kernel knows an inode, of which it holds a lookup until it has the answer.

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! A retired number is opened again only where no name leads to it: through /proc/self/fd of one of
-//! its readers. The kernel then comes back with the same number, which [`Successors::refuses`]
+//! its readers. The kernel then comes back with the same number, which [`Successors::arrives`]
 //! recognises.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +29,18 @@ use crate::union::Union;
 const SUCCESSOR: u64 = 1 << 63;
 /// How many threads are remembered of those whose opens of one retired number were refused.
 const REFUSED: usize = 64;
+
+/// How a thread comes to open a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// The number is not retired, or not yet.
+    First,
+    /// The number is retired. The open has to fail with ESTALE, and the kernel looks the name up again.
+    Late,
+    /// The kernel has looked all names up again and still comes with the retired number: no name leads
+    /// to it.
+    Again,
+}
 
 /// The retired numbers of a mount.
 #[derive(Debug, Default)]
@@ -77,41 +89,24 @@ impl Successors {
         self.retired.entry(ino).or_default();
     }
 
-    /// Whether an open of this number by a thread has to be refused with ESTALE: the number is
-    /// retired, and the thread has not come back with it. It comes back if no name leads to the
-    /// number.
-    pub(super) fn refuses(&self, node: Node, thread: u32) -> bool {
+    /// Says how a thread comes to open this number.
+    pub(super) fn arrives(&self, node: Node, thread: u32) -> Arrival {
         if !self.is_retired(node) {
-            return false;
+            return Arrival::First;
         }
         let Some(mut refused) = self.retired.get_mut(&node.0) else {
-            return false;
+            return Arrival::First;
         };
         if let Some(at) = refused.iter().position(|known| *known == thread) {
             refused.remove(at);
-            return false;
+            return Arrival::Again;
         }
         // The oldest have long found the successor.
         if refused.len() == REFUSED {
             refused.remove(0);
         }
         refused.push(thread);
-        true
-    }
-
-    /// Whether a file may be looked up by this number, which a handle has kept. A successor that the
-    /// kernel and the server have forgotten comes into force again, unless the kernel knows the first
-    /// number.
-    pub(super) fn restores(&self, union: &Union, node: Node) -> bool {
-        let ino = inode(node).0;
-        if !is_successor(node) || self.has(ino) {
-            return true;
-        }
-        let forgotten = !union.is_known(ino);
-        if forgotten {
-            self.retire(ino);
-        }
-        forgotten
+        Arrival::Late
     }
 
     /// Notes that the kernel has returned lookups of an inode. If it knows the inode no more, the next
@@ -130,10 +125,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_retired_number_is_refused_once_to_each_thread() {
+    fn an_open_of_a_retired_number_fails_once_for_each_thread() {
         let successors = Successors::default();
         assert_eq!(successors.node(7), Node(7));
-        assert!(!successors.refuses(Node(7), 1));
+        assert_eq!(successors.arrives(Node(7), 1), Arrival::First);
         successors.retire(7);
         let successor = successors.node(7);
         assert_ne!(successor, Node(7));
@@ -143,13 +138,13 @@ mod tests {
             [Node(7), successor]
         );
         assert_eq!(successors.nodes(8).collect::<Vec<_>>(), [Node(8)]);
-        assert!(!successors.refuses(successor, 1));
-        assert!(successors.refuses(Node(7), 1));
-        assert!(successors.refuses(Node(7), 2));
-        assert!(!successors.refuses(Node(7), 1), "it came back");
-        assert!(successors.refuses(Node(7), 1));
+        assert_eq!(successors.arrives(successor, 1), Arrival::First);
+        assert_eq!(successors.arrives(Node(7), 1), Arrival::Late);
+        assert_eq!(successors.arrives(Node(7), 2), Arrival::Late);
+        assert_eq!(successors.arrives(Node(7), 1), Arrival::Again);
+        assert_eq!(successors.arrives(Node(7), 1), Arrival::Late);
         for thread in 10..1000 {
-            assert!(successors.refuses(Node(7), thread));
+            assert_eq!(successors.arrives(Node(7), thread), Arrival::Late);
         }
         assert!(successors.retired.get(&7).unwrap().len() <= REFUSED);
     }

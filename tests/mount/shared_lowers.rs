@@ -10,6 +10,7 @@ use std::os::unix::fs::{
 };
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -154,6 +155,39 @@ fn a_file_that_was_copied_up_for_its_metadata_is_written() {
     assert_eq!(mode(std::fs::metadata(f.at("file")).unwrap()), 0o604);
 }
 
+/// Several first writers come at once, while a reader stays. None has to wait for the reader.
+#[test]
+fn first_writers_at_once_are_all_admitted() {
+    need_mounts!();
+    let names: Vec<String> = (0..40).map(|number| format!("file{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let f = mounted(&names);
+    for name in names {
+        let path = f.at(name);
+        let reader = File::open(&path).unwrap();
+        let start = Barrier::new(4);
+        std::thread::scope(|scope| {
+            for at in 0..4 {
+                let (path, start) = (&path, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    let file = OpenOptions::new()
+                        .read(true)
+                        .write(true)
+                        .open(path)
+                        .unwrap();
+                    file.write_all_at(b"n", at).unwrap();
+                });
+            }
+        });
+        assert_eq!(std::fs::read(&path).unwrap()[..4], *b"nnnn", "{name}");
+        let mut text = vec![0; OLD.len()];
+        reader.read_exact_at(&mut text, 0).unwrap();
+        assert_eq!(text, OLD, "{name}");
+        assert_eq!(lower(&f, name), OLD, "{name}");
+    }
+}
+
 /// Returns the path by which the process can open its descriptor again.
 fn again(file: &File) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
@@ -256,6 +290,8 @@ fn handles_of_both_numbers() {
     let new = name_to_handle(&root, c"file").unwrap();
     assert_ne!(old.bytes, new.bytes);
     let read = |handle: &FileHandle| {
+        // The kernel tells the server of a close by the other number a little later.
+        assert!(poll(|| open_by_handle(&root, handle).is_ok()));
         let file = open_by_handle(&root, handle).unwrap();
         std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap()
     };
@@ -272,7 +308,7 @@ fn handles_of_both_numbers() {
         }
         std::fs::write(f.at("file"), "new").unwrap();
     }
-    // The kernel knows the file by its first number.
+    // It is open by its first number.
     let forgotten = || {
         caches::drop_names_and_inodes();
         stats(f.root()).union["inodes"] == 1

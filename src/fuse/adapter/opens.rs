@@ -10,7 +10,7 @@ use crate::fuse::operations::{
     Context, CreateReply, Handle, Ino, Name, NewMode, Node, OpenFlags, OpenReply, Opened, SetIdBits,
 };
 use crate::fuse::passthrough::{Opens, is_writer};
-use crate::fuse::successors;
+use crate::fuse::successors::{self, Arrival};
 use crate::fuse::wire::abi::{FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE};
 use crate::union::{Change, EntryRef, Result, Union};
 
@@ -36,7 +36,8 @@ impl Adapter {
         if truncate && !is_writer(flags.0) && opens.is_executed(node) {
             return reply.error(libc::ETXTBSY);
         }
-        if opens.refuses(node, context.pid) {
+        let comes = opens.arrives(node, context.pid);
+        if comes == Arrival::Late {
             return reply.error(libc::ESTALE);
         }
         // The kernel holds no lock of the inode during an open.
@@ -49,7 +50,7 @@ impl Adapter {
         let table = Arc::clone(&opens);
         let open = move |union: &Union| {
             if writes {
-                let admitted = table.write(union, node)?;
+                let admitted = table.write(union, node, comes)?;
                 if truncate {
                     with_loss(&*notices, context, set_id, |loss| {
                         union.open_truncated(ino, loss.copied())

@@ -13,7 +13,8 @@ use crate::fuse::operations::{
     StatxReply, WriteData, WriteReply, Xattr, XattrReply,
 };
 use crate::fuse::passthrough::Opens;
-use crate::fuse::{request_scope, successors};
+use crate::fuse::request_scope;
+use crate::fuse::successors::{self, Arrival};
 use crate::union::{
     Caching, Change, FileFlags, Position, RenameFlags, SetAttr, SyncExtent, Union, XattrFlags,
 };
@@ -67,19 +68,19 @@ impl Operations for Adapter {
     fn lookup_node(&self, node: Node, reply: impl EntryReply) {
         let (ino, opens) = (self.inode(node), self.opens.clone());
         let restores = match &opens {
-            Some(opens) => opens.restores(&self.union, node),
+            Some(opens) => opens.restores(node),
             None => !successors::is_successor(node),
         };
         if !restores {
             return reply.error(libc::ESTALE);
         }
         match self.union.known_number(ino.0) {
-            Ok(Some(entry)) => found_again(&self.union, Ok(entry), node, opens, reply),
-            Err(error) => found_again(&self.union, Err(error), node, opens, reply),
+            Ok(Some(entry)) => found_again(Ok(entry), node, opens, reply),
+            Err(error) => found_again(Err(error), node, opens, reply),
             Ok(None) => {
                 let sought = self.union.seek_number(ino.0);
                 self.run(Work::Slow, move |union| {
-                    found_again(union, union.find_sought(sought), node, opens, reply);
+                    found_again(union.find_sought(sought), node, opens, reply);
                 });
             }
         }
@@ -115,10 +116,8 @@ impl Operations for Adapter {
         let kind = change.size.map_or(Change::Metadata, |_| Change::Data);
         let (opens, notices) = (self.opens.clone(), Arc::clone(&self.notices));
         let table = opens.clone().filter(|_| change.size.is_some());
-        if table
-            .as_ref()
-            .is_some_and(|table| table.refuses(node, context.pid))
-        {
+        let comes = table.as_ref().map(|table| table.arrives(node, context.pid));
+        if comes == Some(Arrival::Late) {
             return reply.error(libc::ESTALE);
         }
         let waits = table
@@ -128,11 +127,11 @@ impl Operations for Adapter {
             Work::slow_if(waits || self.union.needs_copy_up(ino.0, kind)),
             move |union| {
                 let change = || union.setattr(&caller(context), ino.0, &change);
-                let Some(table) = &table else {
+                let (Some(table), Some(comes)) = (&table, comes) else {
                     return change().map(Some);
                 };
                 // A program may have run from the file, and others may still have it open.
-                let admitted = table.write(union, node)?;
+                let admitted = table.write(union, node, comes)?;
                 let attr = change()?;
                 if admitted.succeeds {
                     table.retire(node);
@@ -544,20 +543,22 @@ fn found(
 
 /// Answers a lookup of a file by its number.
 fn found_again(
-    union: &Union,
     entry: crate::union::Result<crate::union::EntryRef<'_>>,
     node: Node,
     opens: Option<Arc<Opens>>,
     reply: impl EntryReply,
 ) {
-    let is_lost = entry.is_err();
+    // From here on the inode is counted, so no FORGET takes the successor away.
+    if let Some(opens) = &opens
+        && entry.is_ok()
+        && successors::is_successor(node)
+    {
+        opens.retire(node);
+    }
     found(entry, reply, |ino| KnownAs {
         node,
         lifetime: lifetime(opens.as_deref(), ino),
     });
-    if let Some(opens) = opens.filter(|_| is_lost) {
-        opens.forget(union, successors::inode(node).0);
-    }
 }
 
 /// Whether a change that has no flag for it drops set-id bits. Newer kernels have reported that
