@@ -2,7 +2,8 @@
 //! to one file, all its opens are (fs/fuse/iomode.c). So a file that is written for the first time
 //! while readers have it open from a lower, gets a second number, its successor, for the writer and
 //! all who open it from then on. The readers keep the first number, which is retired, and the data of
-//! the lower, as on overlayfs.
+//! the lower, as mappings do on overlayfs. Only regular files have successors: a directory with two
+//! inodes of the kernel would have two locks.
 //!
 //! The writer's open of the retired number fails with ESTALE. The kernel then looks all names of the
 //! path up again, without its cache, finds the successor, and opens that, all in the same open(2) or

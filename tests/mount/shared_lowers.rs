@@ -319,6 +319,34 @@ fn handles_of_both_numbers() {
     drop(file);
 }
 
+/// A handle can have any number. A directory never gets a second inode of the kernel.
+#[test]
+fn a_handle_of_a_directory_has_no_second_number() {
+    need_mounts!();
+    for io in ["io=shared", "io=passthrough", "io=cached"] {
+        let f = over(&Fs::Unionfs(io), &["file"]);
+        std::fs::create_dir(f.at("dir")).unwrap();
+        let inside = File::open(f.at("dir")).unwrap();
+        let root = File::open(f.root()).unwrap();
+        for name in [c"dir", c"."] {
+            let mut handle = name_to_handle(&root, name).unwrap();
+            assert!(open_by_handle(&root, &handle).is_ok(), "{io} {name:?}");
+            // The upper half of the number comes first.
+            handle.bytes[3] |= 0x80;
+            assert_eq!(
+                open_by_handle(&root, &handle).unwrap_err(),
+                Errno::STALE,
+                "{io} {name:?}"
+            );
+        }
+        let (name, open) = (
+            std::fs::metadata(f.at("dir")).unwrap(),
+            inside.metadata().unwrap(),
+        );
+        assert_eq!(name.ino(), open.ino(), "{io}");
+    }
+}
+
 /// The number of the file does not change in listings, and each number is forgotten.
 #[test]
 fn listings_and_forgotten_files() {

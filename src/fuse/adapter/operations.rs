@@ -16,7 +16,8 @@ use crate::fuse::passthrough::Opens;
 use crate::fuse::request_scope;
 use crate::fuse::successors::{self, Arrival};
 use crate::union::{
-    Caching, Change, FileFlags, Position, RenameFlags, SetAttr, SyncExtent, Union, XattrFlags,
+    Caching, Change, FileFlags, FileKind, Position, RenameFlags, SetAttr, SyncExtent, Union,
+    XattrFlags,
 };
 
 /// The maximum length of one copy_file_range: the limit of the kernel for one call (MAX_RW_COUNT).
@@ -548,11 +549,12 @@ fn found_again(
     opens: Option<Arc<Opens>>,
     reply: impl EntryReply,
 ) {
-    // From here on the inode is counted, so no FORGET takes the successor away.
-    if let Some(opens) = &opens
-        && entry.is_ok()
-        && successors::is_successor(node)
-    {
+    if let (true, Some(opens), Ok(entry)) = (successors::is_successor(node), &opens, &entry) {
+        // A handle can have any number.
+        if entry.attr().kind != FileKind::Regular {
+            return reply.error(libc::ESTALE);
+        }
+        // The inode is counted, so no FORGET takes the successor away any more.
         opens.retire(node);
     }
     found(entry, reply, |ino| KnownAs {
