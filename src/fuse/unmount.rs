@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use super::error::{Error, Result};
-use super::mountinfo::MountEntry;
+use super::mountinfo::{self, MountEntry};
 use super::mountpoint::Mountpoint;
 use super::own_mount::MountId;
 use super::{connection_control, fusermount, runtime};
@@ -122,13 +122,22 @@ impl Mount {
     }
 
     /// Detaches it, also while it is in use (MNT_DETACH): its server ends with the last user. It
-    /// uses umount2(2), or fusermount3 if this user may not.
+    /// uses umount2(2), or fusermount3 if this user may not. That it was unmounted meanwhile, for
+    /// example by its server after [`Self::abort`], is no error.
     ///
     /// # Errors
     /// [`Error::Unmount`] with the reason of the system; [`Error::NotFuse`] for other file systems.
     pub fn detach(self) -> Result<()> {
         self.check()?;
-        detach_open(self.place.as_fd(), self.place.path())
+        match detach_open(self.place.as_fd(), self.place.path()) {
+            Err(_) if self.is_gone() => Ok(()),
+            result => result,
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        // The mount is held open, so its number belongs to no other.
+        mountinfo::list().is_ok_and(|mounts| self.id.entry(&mounts).is_none())
     }
 
     /// Unmounts it if it is not in use. It uses umount2(2), or fusermount3 if this user may not.

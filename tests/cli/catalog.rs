@@ -1,7 +1,7 @@
 //! Catalogs of images: made automatically, used, checked, listed, and removed with their image.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -251,10 +251,16 @@ fn where_the_layers_are_is_noted_until_a_record_is_replaced() {
     let home = home();
     home.run(["catalog", "build", "one"]).ok();
     let layers = home.path("own/image/overlay2/layerdb/sha256");
-    let mut records = std::fs::read_dir(layers)
+    let mut records = std::fs::read_dir(&layers)
         .unwrap()
         .map(|e| e.unwrap().path());
-    let record = records.find(|path| path.join("parent").exists()).unwrap();
+    // The top of this image is the only layer whose parent has a parent.
+    let parent = |record: &Path| {
+        let text = std::fs::read_to_string(record.join("parent")).ok()?;
+        Some(layers.join(text.strip_prefix("sha256:")?))
+    };
+    let is_top = |record: &PathBuf| parent(record).is_some_and(|below| parent(&below).is_some());
+    let record = records.find(is_top).unwrap();
     let (file, other) = (record.join("diff"), record.join("other"));
     let right = std::fs::read(&file).unwrap();
     let wrong = std::fs::read(record.join("parent")).unwrap();

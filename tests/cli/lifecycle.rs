@@ -101,6 +101,17 @@ fn somebody_elses_unmount_ends_the_daemon() {
     }
 }
 
+/// The server ends when its connection is aborted, and its keeper unmounts too.
+#[test]
+fn a_forced_unmount_may_be_second() {
+    need!(can_mount());
+    let home = Home::with_layers();
+    for _ in 0..30 {
+        home.mount();
+        home.run(["umount", "--force", "mnt"]).ok();
+    }
+}
+
 #[test]
 fn a_dead_mount_is_shown_and_replaced() {
     need!(can_mount());

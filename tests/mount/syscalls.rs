@@ -45,6 +45,9 @@ const NOT_COUNTED: &[&str] = &[
     "exit",
     "gettid",
     "sched_getaffinity",
+    // How often threads give way depends on what else runs.
+    "sched_setaffinity",
+    "sched_setscheduler",
     "rt_sigprocmask",
     "clone",
     "fcntl",
