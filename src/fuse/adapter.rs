@@ -1,7 +1,7 @@
 //! A union as a file system for a transport. Each operation is one call of the union and one
 //! answer. The adapter has no state of files: the node ID is the union's inode number (but see
-//! `successors`), and there are no file handles (no-open, no-opendir). Only under the policy `passthrough` files are opened
-//! by message (`opens`).
+//! `successors`), and there are no file handles (no-open, no-opendir). Only where files are passed
+//! through they are opened by message (`opens`).
 //!
 //! Work that may copy a file up, and every fsync, is slow. While enough other workers are free for
 //! the next request, the worker that has read the request does it, because another thread would

@@ -9,8 +9,8 @@
 //! A file of a lower on a writable mount can be passed through too ([`Mode::Lower`]), so that all
 //! mounts of the layer share its pages. If a program runs from it, the kernel lets nobody write it
 //! (ETXTBSY). Under `io=shared` files that are read are passed through as well: the first writer gets
-//! another inode of the kernel ([`Successors`]), and readers keep the data of the lower, as on
-//! overlayfs. Under `io=passthrough` they are not, because readers shall see the changes.
+//! another inode of the kernel ([`Successors`]), and readers keep the data of the lower, as mappings
+//! do on overlayfs. Under `io=passthrough` they are not, because readers shall see the changes.
 //!
 //! Locks: one shard of a table. It is not held during a system call, except the call that closes
 //! a registration.
@@ -342,10 +342,10 @@ impl Opens {
         ino: Ino,
         flags: u32,
     ) -> union::Result<(Opened, KnownAs)> {
-        let mut known = self.known(ino);
-        let (out, _) = self.count(union, known.node, flags)?;
-        known.lifetime = self.lifetime(ino).max(MAPPED);
-        Ok((out, known))
+        let node = self.successors.node(ino);
+        let (out, _) = self.count(union, node, flags)?;
+        let lifetime = self.lifetime(ino).max(MAPPED);
+        Ok((out, KnownAs { node, lifetime }))
     }
 
     /// Counts an open. Returns its answer, and whether the program could map the file for writing

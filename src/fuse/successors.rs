@@ -92,10 +92,8 @@ impl Successors {
 
     /// Says how a thread comes to open this number.
     pub(super) fn arrives(&self, node: Node, thread: u32) -> Arrival {
-        if !self.is_retired(node) {
-            return Arrival::First;
-        }
-        let Some(mut refused) = self.retired.get_mut(&node.0) else {
+        let retired = self.is_retired(node);
+        let Some(mut refused) = retired.then(|| self.retired.get_mut(&node.0)).flatten() else {
             return Arrival::First;
         };
         if let Some(at) = refused.iter().position(|known| *known == thread) {

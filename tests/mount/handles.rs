@@ -32,7 +32,7 @@ fn look(fd: &OwnedFd) -> (u64, Vec<u8>) {
 }
 
 /// Drops the kernel's caches of names and inodes until the union has only its root left.
-fn forget_everything(f: &Fixture) {
+pub(crate) fn forget_everything(f: &Fixture) {
     let forgotten = || {
         caches::drop_names_and_inodes();
         stats(f.root()).union["inodes"] == 1

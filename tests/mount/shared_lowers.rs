@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{
     DirEntryExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
@@ -20,8 +20,10 @@ use testkit::fixture::Fixture;
 use testkit::map::Map;
 use testkit::mount::{Fs, Scratch, Stack, poll};
 use testkit::need_mounts;
-use testkit::stats::{requests_of, stats};
+use testkit::stats::requests_of;
 use unionfs::sys::handle::{FileHandle, name_to_handle, open_by_handle};
+
+use crate::handles::forget_everything;
 
 const OLD: &[u8] = b"data of the lower";
 
@@ -29,17 +31,22 @@ const OLD: &[u8] = b"data of the lower";
 type Write = fn(&Path) -> std::io::Result<()>;
 
 /// Returns a writable mount of root over a lower with these files.
-fn mounted(names: &[&str]) -> Fixture {
+fn mounted(names: &[impl AsRef<Path>]) -> Fixture {
     over(&Fs::Unionfs("io=shared"), names)
 }
 
-fn over(fs: &Fs, names: &[&str]) -> Fixture {
+fn over(fs: &Fs, names: &[impl AsRef<Path>]) -> Fixture {
     let scratch = Scratch::disk();
     let stack = Stack::writable(&scratch, vec![scratch.dir("lower")]);
     for name in names {
         std::fs::write(stack.lowers[0].join(name), OLD).unwrap();
     }
     Fixture::over(fs, scratch, stack)
+}
+
+/// Returns the names of this number of files.
+fn numbered(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("file{number}")).collect()
 }
 
 /// Calls truncate(2), which opens no file.
@@ -159,10 +166,9 @@ fn a_file_that_was_copied_up_for_its_metadata_is_written() {
 #[test]
 fn first_writers_at_once_are_all_admitted() {
     need_mounts!();
-    let names: Vec<String> = (0..40).map(|number| format!("file{number}")).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let names = numbered(40);
     let f = mounted(&names);
-    for name in names {
+    for name in &names {
         let path = f.at(name);
         let reader = File::open(&path).unwrap();
         let start = Barrier::new(4);
@@ -189,7 +195,7 @@ fn first_writers_at_once_are_all_admitted() {
 }
 
 /// Returns the path by which the process can open its descriptor again.
-fn again(file: &File) -> PathBuf {
+fn again(file: &impl AsRawFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
@@ -293,27 +299,19 @@ fn handles_of_both_numbers() {
         // The kernel tells the server of a close by the other number a little later.
         assert!(poll(|| open_by_handle(&root, handle).is_ok()));
         let file = open_by_handle(&root, handle).unwrap();
-        std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap()
+        std::fs::read(again(&file)).unwrap()
     };
     assert_eq!(read(&new), b"new");
     drop(reader);
     for _ in 0..2 {
-        let forgotten = || {
-            caches::drop_names_and_inodes();
-            stats(f.root()).union["inodes"] == 1
-        };
-        assert!(poll(forgotten), "{:?}", stats(f.root()).union);
+        forget_everything(&f);
         for handle in [&new, &old, &new] {
             assert_eq!(read(handle), b"new");
         }
         std::fs::write(f.at("file"), "new").unwrap();
     }
     // It is open by its first number.
-    let forgotten = || {
-        caches::drop_names_and_inodes();
-        stats(f.root()).union["inodes"] == 1
-    };
-    assert!(poll(forgotten), "{:?}", stats(f.root()).union);
+    forget_everything(&f);
     let file = File::open(f.at("file")).unwrap();
     assert_eq!(open_by_handle(&root, &new).unwrap_err(), Errno::STALE);
     drop(file);
@@ -352,8 +350,7 @@ fn a_handle_of_a_directory_has_no_second_number() {
 fn listings_and_forgotten_files() {
     need_mounts!();
     let _alone = caches::alone();
-    let names: Vec<String> = (0..50).map(|number| format!("file{number}")).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let names = numbered(50);
     let f = mounted(&names);
     let listed = || {
         let mut all: Vec<_> = std::fs::read_dir(f.root())
@@ -405,10 +402,9 @@ fn a_mapping_keeps_the_data_that_it_began_with_as_on_overlayfs() {
 #[test]
 fn readers_and_first_writers_at_once() {
     need_mounts!();
-    let names: Vec<String> = (0..40).map(|number| format!("file{number}")).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let names = numbered(40);
     let f = mounted(&names);
-    for name in names {
+    for name in &names {
         let path = f.at(name);
         let written = AtomicBool::new(false);
         std::thread::scope(|scope| {
