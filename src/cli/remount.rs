@@ -32,6 +32,6 @@ pub(super) fn run(mountpoint: &Path, options: &MountOptions) -> anyhow::Result<(
 
 /// Whether the record of a mount says so. Without a record its server answers EROFS to each change.
 fn has_no_upper(mount: &Mount) -> bool {
-    let record = runtime::of_mount(mount.id(), mount.entry());
+    let record = runtime::of_mount(mount.entry());
     record.is_some_and(|record| record.description.upper.is_none())
 }

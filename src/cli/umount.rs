@@ -191,7 +191,7 @@ fn end(mount: Mount, args: &Args) -> anyhow::Result<()> {
         return Ok(mount.detach()?);
     }
     let path = mount.path().to_owned();
-    let daemon = runtime::of_mount(mount.id(), mount.entry()).and_then(Daemon::of);
+    let daemon = runtime::of_mount(mount.entry()).and_then(Daemon::of);
     match mount.health()? {
         Health::Answers => mount.unmount()?,
         Health::Dead => mount.detach()?,

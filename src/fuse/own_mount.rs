@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -24,9 +24,8 @@ use super::error::{Error, Result};
 use super::mountinfo::{self, MountEntry};
 use super::unmount;
 use crate::sys::mounts::number_of;
+use crate::sys::stat::UNIQUE_MOUNT;
 
-/// `STATX_MNT_ID_UNIQUE` of linux/stat.h.
-const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 /// The number of tries to find a mount if names change meanwhile.
 const ATTEMPTS: usize = 8;
 
@@ -61,9 +60,9 @@ impl MountId {
     pub fn of(dir: impl AsFd) -> io::Result<Self> {
         let dir = dir.as_fd();
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-        match rustix::fs::statx(dir, c"", flags, UNIQUE) {
+        match rustix::fs::statx(dir, c"", flags, UNIQUE_MOUNT) {
             Ok(st) => {
-                let granted = st.stx_mask & UNIQUE.bits() != 0;
+                let granted = st.stx_mask & UNIQUE_MOUNT.bits() != 0;
                 Ok(Self {
                     unique: granted.then_some(st.stx_mnt_id),
                     number: number(dir)?,
@@ -108,21 +107,18 @@ impl MountId {
             .find(|entry| entry.id == number && entry.device == self.device)
     }
 
-    /// As [`MountId::entry`]; if this mount is gone, returns the copy that is the topmost mount on
-    /// `place`. The file system must be in use still, so that nobody else has its device number.
-    pub fn entry_or_copy<'a>(
-        &self,
-        mounts: &'a [MountEntry],
-        place: &Path,
-    ) -> Option<&'a MountEntry> {
-        self.entry(mounts).or_else(|| {
-            let topmost = mounts
-                .iter()
-                .rev()
-                .find(|entry| entry.mountpoint == place)?;
-            (topmost.is_unionfs() && topmost.device == self.device).then_some(topmost)
-        })
+    /// Returns the copy of this mount that is the topmost mount on `place`. The file system must be
+    /// in use still, so that nobody else has its device number.
+    pub fn copy_on<'a>(&self, mounts: &'a [MountEntry], place: &Path) -> Option<&'a MountEntry> {
+        topmost_on(mounts, place).filter(|topmost| topmost.device == self.device)
     }
+}
+
+/// Returns the topmost mount on `place`, if it is one of ours.
+pub(super) fn topmost_on<'a>(mounts: &'a [MountEntry], place: &Path) -> Option<&'a MountEntry> {
+    let mut topmost = mounts.iter().rev();
+    let topmost = topmost.find(|entry| entry.mountpoint == place)?;
+    topmost.is_unionfs().then_some(topmost)
 }
 
 /// Returns the number in mountinfo of the mount of a descriptor. This works without access to the
@@ -212,7 +208,10 @@ impl OwnMount {
         for _ in 0..ATTEMPTS {
             let mounts = mountinfo::list().map_err(|error| failed(error.to_string()))?;
             let entry = match connection {
-                Connectedness::Connected => self.id.entry_or_copy(&mounts, &self.mountpoint),
+                Connectedness::Connected => self
+                    .id
+                    .entry(&mounts)
+                    .or_else(|| self.id.copy_on(&mounts, &self.mountpoint)),
                 Connectedness::Likely | Connectedness::Ended => self.id.entry(&mounts),
             };
             let Some(entry) = entry else {

@@ -23,7 +23,7 @@ use super::config::{IoPolicy, Transport};
 use super::error::{Error, Result};
 use super::mountinfo::{self, MountEntry};
 use super::mountpoint::Mountpoint;
-use super::own_mount::{MountId, OwnMount};
+use super::own_mount::{self, MountId, OwnMount};
 use super::unmount::Mount;
 use crate::layer::StackSpec;
 use crate::sandbox::InForce;
@@ -212,20 +212,35 @@ impl MountRecord {
         }
     }
 
-    /// Returns the line of the mount in `mounts`, the mount table of this mount namespace. In
-    /// another namespace than that of its creation, the mount is a copy with another number. While
-    /// the server runs, mountpoint and device identify the copy.
+    /// Returns the line of the mount in `mounts`, the mount table of this mount namespace. A copy
+    /// with another number counts: mount(8) makes one to map owners, and another namespace than that
+    /// of the creation has its own.
     fn entry_among<'a>(&self, mounts: &'a [MountEntry]) -> Option<&'a MountEntry> {
-        match self.mount_id {
+        let Some(id) = self.mount_id else {
+            return own_mount::topmost_on(mounts, &self.mountpoint);
+        };
+        let here = self.is_of_this_namespace();
+        match here.then(|| id.entry(mounts)).flatten() {
             // Without a server it is not known whether the device number is still that of this mount.
-            Some(id) if self.is_of_this_namespace() && !self.is_running() => id.entry(mounts),
-            Some(id) if self.is_of_this_namespace() => id.entry_or_copy(mounts, &self.mountpoint),
-            _ => {
-                let mut topmost = mounts.iter().rev();
-                let topmost = topmost.find(|entry| entry.mountpoint == self.mountpoint)?;
-                self.may_be(topmost).then_some(topmost)
-            }
+            None if here && !self.is_running() => None,
+            None => id
+                .copy_on(mounts, &self.mountpoint)
+                .filter(|_| !self.has_lost_its_device()),
+            entry => entry,
         }
+    }
+
+    /// Whether a later mount has the device number. So this one is gone, although its server may
+    /// still run.
+    fn has_lost_its_device(&self) -> bool {
+        let device = |record: &Self| record.mount_id.map(|id| id.device);
+        let rank = |record: &Self| {
+            let unique = record.mount_id.and_then(|id| id.unique);
+            (unique, record.since, record.pid_start)
+        };
+        recorded().iter().any(|other| {
+            device(other) == device(self) && rank(other) > rank(self) && other.is_running()
+        })
     }
 
     /// Opens the mount where it is now: its directory may have been moved, and its path may lead to
@@ -249,11 +264,6 @@ impl MountRecord {
         } else {
             Err(failed(&entry.mountpoint, Errno::STALE.into()))
         }
-    }
-
-    /// Whether a mount of another namespace may be this one.
-    fn may_be(&self, entry: &MountEntry) -> bool {
-        entry.is_unionfs() && self.mount_id.is_none_or(|id| id.device == entry.device)
     }
 
     fn is_of_this_namespace(&self) -> bool {
@@ -394,17 +404,18 @@ fn recorded() -> Vec<MountRecord> {
 /// An error if the mountpoint cannot be opened.
 pub fn find(mountpoint: &Path) -> Result<Option<MountRecord>> {
     Ok(match Mountpoint::open(mountpoint)?.mount()? {
-        Ok(mount) if mount.entry().is_unionfs() => of_mount(mount.id(), mount.entry()),
+        Ok(mount) if mount.entry().is_unionfs() => of_mount(mount.entry()),
         Ok(mount) => detached(mount.path()),
         Err(place) => detached(place.path()),
     })
 }
 
-/// Returns the record of this mount.
-pub fn of_mount(id: MountId, entry: &MountEntry) -> Option<MountRecord> {
-    let is = |record: &MountRecord| match record.mount_id {
-        Some(theirs) if record.is_of_this_namespace() => theirs.is(&id),
-        _ => record.mountpoint == entry.mountpoint && record.may_be(entry),
+/// Returns the record of the open mount with this line in the mount table.
+pub fn of_mount(mount: &MountEntry) -> Option<MountRecord> {
+    let mounts = mountinfo::list().unwrap_or_default();
+    let is = |record: &MountRecord| {
+        let entry = record.entry_among(&mounts);
+        entry.is_some_and(|entry| entry.id == mount.id)
     };
     list().into_iter().rev().find(is)
 }

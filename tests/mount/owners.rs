@@ -302,7 +302,7 @@ fn idmapped_by_the_kernel() {
 }
 
 /// mount(8) with X-mount.idmap puts an idmapped copy in the place of a mount. It is the mount then: `ps`
-/// shows it, and the daemon takes it away when it ends.
+/// and `stats` show it, `umount` waits for its daemon, and the daemon takes it away when it ends.
 #[test]
 fn an_idmapped_copy_in_its_place_is_the_mount() {
     need_mounts!();
@@ -314,8 +314,15 @@ fn an_idmapped_copy_in_its_place_is_the_mount() {
     let stack = Stack::writable(&scratch, vec![lower]);
     let script = r#"
         export XDG_RUNTIME_DIR="$3" UNIONFS_RUNTIME_DIR="$3"
-        "$1" -o "$4,allow_idmap" "$2"
-        python3 -c "$0" "$2" 100000
+        mapped() {
+            "$1" -o "$4,allow_idmap" "$2"
+            python3 -c "$0" "$2" 100000
+        }
+        mapped "$@"
+        "$1" stats "$2" > "$3/stats"
+        "$1" umount "$2"
+        ls "$3" | grep json || echo ended
+        mapped "$@"
         stat -c %u "$2/file"
         "$1" ps --json > "$3/ps"
         grep -o '"state": "[a-z]*"' "$3/ps"
@@ -333,7 +340,7 @@ fn an_idmapped_copy_in_its_place_is_the_mount() {
     ];
     let args: Vec<&OsStr> = args.map(OsStr::new).into_iter().chain(more).collect();
     let seen = output("unshare", &args, Path::new("/"));
-    assert_eq!(seen, "100000\n\"state\": \"live\"\ngone\n");
+    assert_eq!(seen, "ended\n100000\n\"state\": \"live\"\ngone\n");
 }
 
 /// systemd-nspawn puts an idmapped mount in the place of a mount, in which root of the machine is one
