@@ -42,6 +42,8 @@ packages=(fuse3 docker.io containerd busybox-static libcap2-bin attr fio strace 
 packages+=(skopeo umoci podman crun runc bubblewrap uidmap git python3-pip rpm sqlite3 e2fsprogs xfsprogs btrfs-progs rsync acl fuse2fs)
 # Thin pools of Docker's driver devicemapper (tests/cli/devicemapper.rs).
 packages+=(thin-provisioning-tools)
+# Lowers that cannot be written (tests/cli/unwritable_lowers.rs).
+packages+=(squashfs-tools erofs-utils)
 # The shells whose completions are checked, and what the examples of the documentation call.
 packages+=(zsh fish jq zstd man-db)
 # A registry and its certificate (tests/registry).

@@ -147,7 +147,7 @@ fn label_of(dir: &OwnedFd, name: &OsStr) -> Result<Label, Unusable> {
         chain: view.chain(),
         store: store.to_vec(),
         driver: driver.to_vec(),
-        notes: Vec::new(),
+        notes: view.notes()?.to_vec(),
     })
 }
 

@@ -317,6 +317,7 @@ struct Row {
     bytes: u64,
     /// The chain ID of the layers. None: this version cannot read the catalog.
     chain: Option<Digest>,
+    /// None: it is of mounted directories.
     store: Option<String>,
     driver: Option<String>,
 }
@@ -334,7 +335,11 @@ fn list(args: &List) -> anyhow::Result<()> {
         path: kept.path.to_string_lossy().into_owned(),
         bytes: kept.bytes,
         chain: kept.label.as_ref().map(|l| Digest::from_bytes(l.chain)),
-        store: kept.label.as_ref().map(|label| text(&label.store)),
+        store: kept
+            .label
+            .as_ref()
+            .map(|label| text(&label.store))
+            .filter(|store| !store.is_empty()),
         driver: kept.label.as_ref().map(|label| text(&label.driver)),
     };
     let rows: Vec<Row> = kept.iter().map(row).collect();
@@ -370,15 +375,17 @@ pub(super) fn note(options: &MountOptions, chain: &Chain) -> Option<Vec<u8>> {
 pub(super) fn of_image(options: &MountOptions, chain: Option<Label>) -> Option<MountCatalog> {
     match &options.catalog {
         CatalogChoice::On => Some(own_catalogs()?.choose(chain?)),
-        _ => of_directories(options),
+        CatalogChoice::File(path) => MountCatalog::file(path).ok(),
+        CatalogChoice::Off => None,
     }
 }
 
-/// Returns the catalog of mounted directories, which exists only if it is named.
-pub(super) fn of_directories(options: &MountOptions) -> Option<MountCatalog> {
+/// Returns the catalog of mounted directories: the named one, or that of lowers that cannot change.
+pub(super) fn of_directories(options: &MountOptions, stack: &StackSpec) -> Option<MountCatalog> {
     match &options.catalog {
+        CatalogChoice::On => own_catalogs()?.of_unwritable(stack),
         CatalogChoice::File(path) => MountCatalog::file(path).ok(),
-        CatalogChoice::On | CatalogChoice::Off => None,
+        CatalogChoice::Off => None,
     }
 }
 

@@ -248,6 +248,7 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
     let ends_soon = !call.foreground && !call.fake;
     let namespace = launch::prepare_namespace(call.options.sandbox, ends_soon);
     let stack = stack(&call.options, read_only)?;
+    let catalog = catalog::of_directories(&call.options, &stack);
     let rules = mount_checks::Rules {
         nonempty: true,
         stacked: true,
@@ -266,7 +267,7 @@ fn request(persona: Persona, mut call: Call) -> anyhow::Result<Request> {
         foreground: call.foreground,
         verbosity: Verbosity::of_flag(call.debug || call.options.debug),
         option_texts: call.texts,
-        catalog: catalog::of_directories(&call.options),
+        catalog,
         options: call.options,
         namespace,
     })

@@ -39,7 +39,8 @@ pub enum Markers {
 /// The catalog that is used (`catalog=`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CatalogChoice {
-    /// The catalog of the mounted image, which is built if there is none (`catalog=on`).
+    /// The catalog of the mounted image, or of lowers that cannot change, which is built if there is
+    /// none (`catalog=on`).
     #[default]
     On,
     /// No catalog (`catalog=off`).

@@ -1,5 +1,5 @@
 //! The catalogs of images: the one that a mount uses, the layers that it describes, and those that
-//! are not needed any more. They are in the user's own store (`catalog::directory`), one for each
+//! are not needed any more. (Those of directories are in [`super::unwritable_lowers`].) They are in the user's own store (`catalog::directory`), one for each
 //! chain of layers of each store.
 
 use std::ffi::OsString;
@@ -7,6 +7,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
+use super::unwritable_lowers;
 use crate::catalog::{self, Label, directory};
 use crate::oci::Digest;
 use crate::store::writable::{DRIVER, Garbage, GarbageKind};
@@ -110,8 +111,16 @@ impl ImageCatalogs {
     /// Returns the catalog that a mount of these layers uses, or builds if there is none.
     pub fn choose(&self, label: Label) -> MountCatalog {
         MountCatalog {
-            path: directory::path(&self.own_root, &label),
             renew: !label.notes.is_empty(),
+            ..self.choose_once(label)
+        }
+    }
+
+    /// As [`ImageCatalogs::choose`], for layers whose notes stay as they are.
+    pub(super) fn choose_once(&self, label: Label) -> MountCatalog {
+        MountCatalog {
+            path: directory::path(&self.own_root, &label),
+            renew: false,
             label: Some(label),
         }
     }
@@ -130,6 +139,7 @@ impl ImageCatalogs {
     /// [`Error::Catalogs`].
     pub fn stores(&self) -> Result<Vec<PathBuf>> {
         let labels = self.list()?.into_iter().filter_map(|kept| kept.label);
+        let labels = labels.filter(|label| label.driver != unwritable_lowers::DRIVER);
         let mut roots: Vec<PathBuf> = labels
             .map(|label| PathBuf::from(OsString::from_vec(label.store)))
             .collect();
@@ -191,9 +201,12 @@ impl ImageCatalogs {
     }
 }
 
-/// Whether the chain of a catalog still exists. A store with Docker's layout has a record of it.
+/// Whether the layers of a catalog still exist. A store with Docker's layout has a record of it.
 /// The catalogs of other stores are kept as long as the store exists.
 fn is_needed(label: &Label) -> bool {
+    if label.driver == unwritable_lowers::DRIVER {
+        return unwritable_lowers::has_its_mounts(label);
+    }
     let store = PathBuf::from(OsString::from_vec(label.store.clone()));
     let driver = OsString::from_vec(label.driver.clone());
     let layers = store.join("image").join(driver).join("layerdb/sha256");

@@ -68,6 +68,17 @@ pub fn mount_id(file: impl AsFd) -> Result<u64, Errno> {
     }
 }
 
+/// `STATX_MNT_ID_UNIQUE` of linux/stat.h.
+pub const UNIQUE_MOUNT: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+/// Returns the number of the mount of an open file that no other mount gets before the machine starts
+/// again. `None` before Linux 6.8, and where statx(2) fails.
+pub fn unique_mount_id(file: impl AsFd) -> Option<u64> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let answer = rustix::fs::statx(file.as_fd(), c"", flags, UNIQUE_MOUNT).ok()?;
+    (answer.stx_mask & UNIQUE_MOUNT.bits() != 0).then_some(answer.stx_mnt_id)
+}
+
 /// Whether a mount begins in this directory. The root directory of this process counts as no such
 /// place before Linux 5.8.
 ///

@@ -19,7 +19,7 @@ fn home() -> Home {
 }
 
 /// Returns the finished catalogs.
-fn catalogs(home: &Home) -> Vec<PathBuf> {
+pub(super) fn catalogs(home: &Home) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(home.path("own/unionfs/catalogs")) else {
         return Vec::new();
     };
@@ -29,7 +29,7 @@ fn catalogs(home: &Home) -> Vec<PathBuf> {
     paths
 }
 
-fn is_used(home: &Home) -> bool {
+pub(super) fn is_used(home: &Home) -> bool {
     let stats = home.json(["stats", "--json", "mnt"]);
     stats["union"]["catalogued"].as_bool().unwrap()
 }

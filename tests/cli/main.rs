@@ -58,5 +58,6 @@ mod terminals;
 mod tree_diff;
 mod tree_files;
 mod unnamed_layers;
+mod unwritable_lowers;
 mod verify;
 mod whole_trees;
