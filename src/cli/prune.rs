@@ -13,7 +13,7 @@ use super::filters::{Condition as _, ForPrune, Resolved};
 use super::live_mounts::Mounted;
 use super::output::{Cut, Table, print, print_json, size, terminal_width, wrapped};
 use super::own_store;
-use unionfs::image_mounts::ImageCatalogs;
+use unionfs::image_mounts::{ImageCatalogs, PresentMounts};
 use unionfs::store::writable::{Exclusive, Garbage, GarbageKind, LiveMounts as _, Unused};
 use unionfs::store::{Image, Listing};
 
@@ -114,6 +114,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     own_store::refuse_root("prune", root)?;
     // A dry run makes no store, except beside changes of mounts without a name.
     let store = own_store::existing_or_changes()?;
+    let present = PresentMounts::now();
     let mut cage = args.sandbox.cage("prune")?;
     let catalogs = cage.catalogs_with_stores()?;
     let (store, mounted) = match store {
@@ -156,7 +157,7 @@ pub(super) fn run(args: &Args, root: Option<&Path>) -> anyhow::Result<()> {
     }
     // Catalogs of all stores are listed, also of those that are only read.
     let catalogs = match &catalogs {
-        Some(own) => ImageCatalogs::of(own).garbage()?,
+        Some(own) => ImageCatalogs::of(own).garbage(&present)?,
         None => Vec::new(),
     };
     for item in catalogs.iter().filter(|_| !args.dry_run) {

@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
-use super::unwritable_lowers;
+use super::unwritable_lowers::{self, PresentMounts};
 use crate::catalog::{self, Label, directory};
 use crate::oci::Digest;
 use crate::store::writable::{DRIVER, Garbage, GarbageKind};
@@ -87,12 +87,12 @@ impl MountCatalog {
 /// The catalogs in a store of unionfs.
 ///
 /// ```
-/// use unionfs::image_mounts::ImageCatalogs;
+/// use unionfs::image_mounts::{ImageCatalogs, PresentMounts};
 ///
 /// let own = tempfile::tempdir()?;
 /// let catalogs = ImageCatalogs::of(own.path());
 /// assert_eq!(catalogs.disk_usage(), 0);
-/// assert!(catalogs.garbage()?.is_empty());
+/// assert!(catalogs.garbage(&PresentMounts::now())?.is_empty());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -148,12 +148,16 @@ impl ImageCatalogs {
         Ok(roots)
     }
 
-    /// Returns the catalogs that are not needed: those of removed layers, and damaged ones.
+    /// Returns the catalogs that are not needed: those of removed layers and of mounts that are gone,
+    /// and damaged ones.
     ///
     /// # Errors
     /// [`Error::Catalogs`].
-    pub fn garbage(&self) -> Result<Vec<Garbage>> {
-        let is_garbage = |kept: &directory::Kept| !kept.label.as_ref().is_some_and(is_needed);
+    pub fn garbage(&self, present: &PresentMounts) -> Result<Vec<Garbage>> {
+        let is_garbage = |kept: &directory::Kept| {
+            let label = kept.label.as_ref();
+            !label.is_some_and(|label| is_needed(label, present))
+        };
         let unneeded = self.list()?.into_iter().filter(is_garbage);
         let garbage = unneeded.map(|kept| Garbage {
             kind: GarbageKind::Catalog,
@@ -203,9 +207,9 @@ impl ImageCatalogs {
 
 /// Whether the layers of a catalog still exist. A store with Docker's layout has a record of it.
 /// The catalogs of other stores are kept as long as the store exists.
-fn is_needed(label: &Label) -> bool {
+fn is_needed(label: &Label, present: &PresentMounts) -> bool {
     if label.driver == unwritable_lowers::DRIVER {
-        return unwritable_lowers::has_its_mounts(label);
+        return present.have_all_of(label);
     }
     let store = PathBuf::from(OsString::from_vec(label.store.clone()));
     let driver = OsString::from_vec(label.driver.clone());

@@ -22,3 +22,4 @@ pub use background_build::BackgroundBuild;
 pub use error::{Error, Result};
 pub use image_catalogs::{ImageCatalogs, MountCatalog, label_below_container, label_of_image};
 pub use image_mount::{ImageMount, MountedImage, UPPER_DIALECT};
+pub use unwritable_lowers::PresentMounts;

@@ -14,18 +14,18 @@
 //! The notes of such a catalog are a line with the ID of the start, then one line for each layer: the
 //! unique number of its mount.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::image_catalogs::{ImageCatalogs, MountCatalog};
 use crate::catalog::{Label, directory, format};
 use crate::layer::{LayerSpec, StackSpec};
-use crate::sys::mounts::number_of;
+use crate::sys::mounts::unique_numbers;
 use crate::sys::stat::unique_mount_id;
 
 /// The driver in the label of such a catalog. No store has this name.
@@ -54,13 +54,14 @@ impl ImageCatalogs {
     /// Removes the catalogs of mounts that are gone, and the oldest ones of too many. What cannot be
     /// removed becomes garbage.
     fn remove_old(&self) {
+        let present = PresentMounts::now();
         let kept = self.list().unwrap_or_default();
         let of_mounts = kept.into_iter().filter(|kept| {
             let driver = kept.label.as_ref().map(|label| label.driver.as_slice());
             driver == Some(DRIVER)
         });
         let (mut needed, mut old): (Vec<_>, Vec<_>) =
-            of_mounts.partition(|kept| kept.label.as_ref().is_some_and(has_its_mounts));
+            of_mounts.partition(|kept| kept.label.as_ref().is_some_and(|l| present.have_all_of(l)));
         needed.sort_by_cached_key(|kept| std::cmp::Reverse(made(&kept.path)));
         old.extend(needed.drain(needed.len().min(KEPT - 1)..));
         for kept in old {
@@ -68,6 +69,38 @@ impl ImageCatalogs {
                 tracing::debug!(%error, path = %kept.path.display(), "a catalog stays");
             }
         }
+    }
+}
+
+/// The mounts that are there, and the ID of this start of the machine. A process in a sandbox knows
+/// neither, so they are asked for before.
+#[derive(Clone, Debug)]
+pub struct PresentMounts {
+    start: Option<String>,
+    /// `None`: the kernel cannot tell.
+    numbers: Option<HashSet<u64>>,
+}
+
+impl PresentMounts {
+    /// Asks the kernel.
+    pub fn now() -> Self {
+        Self {
+            start: start_of_the_machine(),
+            numbers: unique_numbers().ok().map(HashSet::from_iter),
+        }
+    }
+
+    /// Whether all mounts of such a catalog are still there, in this mount namespace.
+    pub(super) fn have_all_of(&self, label: &Label) -> bool {
+        let (Some(start), Some(numbers)) = (&self.start, &self.numbers) else {
+            return true;
+        };
+        let Ok(notes) = std::str::from_utf8(&label.notes) else {
+            return false;
+        };
+        let mut lines = notes.lines();
+        let is_there = |line: &str| line.parse().is_ok_and(|number| numbers.contains(&number));
+        lines.next() == Some(start) && lines.all(is_there)
     }
 }
 
@@ -109,19 +142,6 @@ fn label(stack: &StackSpec) -> Option<Label> {
     })
 }
 
-/// Whether all mounts of such a catalog are still there, in this mount namespace.
-pub(super) fn has_its_mounts(label: &Label) -> bool {
-    let Ok(notes) = std::str::from_utf8(&label.notes) else {
-        return false;
-    };
-    let mut lines = notes.lines();
-    let is_there = |line: &str| {
-        line.parse()
-            .is_ok_and(|unique| number_of(unique) != Err(Errno::NOENT))
-    };
-    start_of_the_machine().is_some_and(|start| lines.next() == Some(&start)) && lines.all(is_there)
-}
-
 /// Returns the ID that the kernel makes when it starts (random(4)).
 fn start_of_the_machine() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -157,7 +177,8 @@ mod tests {
         };
         assert_eq!(Some(&one), label(&stack("/proc")).as_ref());
         assert_ne!(one.chain, other.chain);
-        assert!(has_its_mounts(&one));
+        let present = PresentMounts::now();
+        assert!(present.have_all_of(&one));
         let with = |from: &str, to: &str| {
             let notes = String::from_utf8(one.notes.clone()).unwrap();
             Label {
@@ -165,9 +186,46 @@ mod tests {
                 ..one.clone()
             }
         };
-        assert!(!has_its_mounts(&with("-", "0")), "another start");
-        assert!(!has_its_mounts(&with("\n", "\n9")), "another mount");
-        assert!(!has_its_mounts(&with("\n", "\nx")));
-        assert!(!has_its_mounts(&Label::default()));
+        assert!(!present.have_all_of(&with("-", "0")), "another start");
+        assert!(!present.have_all_of(&with("\n", "\n9")), "another mount");
+        assert!(!present.have_all_of(&with("\n", "\nx")));
+        assert!(!present.have_all_of(&Label::default()));
+        let unknown = PresentMounts {
+            numbers: None,
+            ..present
+        };
+        assert!(unknown.have_all_of(&with("\n", "\n9")), "it is kept");
+    }
+
+    #[test]
+    fn the_newest_are_kept_of_the_mounts_that_are_there() {
+        let own = tempfile::tempdir().unwrap();
+        let catalogs = ImageCatalogs::of(own.path());
+        std::fs::create_dir(own.path().join("unionfs")).unwrap();
+        let stack = stack(env!("CARGO_MANIFEST_DIR"));
+        let Some(label) = label(&stack) else {
+            return testkit::need::skip(&"the kernel has no unique numbers of mounts (6.8)");
+        };
+        let empty = StackSpec {
+            lowers: vec![LayerSpec::open(own.path().join("unionfs"), Dialect::ALL).unwrap()],
+            ..stack
+        };
+        let build = |number: u8, notes: &[u8]| {
+            let label = Label {
+                chain: [number; 32],
+                notes: notes.to_vec(),
+                ..label.clone()
+            };
+            let path = directory::path(own.path(), &label);
+            crate::catalog::build(&empty, &label, &path, &mut |_| true).unwrap();
+            path
+        };
+        let gone = build(100, b"another start");
+        let all: Vec<_> = (0..70).map(|number| build(number, &label.notes)).collect();
+        catalogs.remove_old();
+        assert!(!gone.exists());
+        let left = all.iter().filter(|path| path.exists()).count();
+        assert_eq!(left, KEPT - 1, "one more is about to be made");
+        assert!(all.last().unwrap().exists());
     }
 }

@@ -1,6 +1,6 @@
 //! A private mount of a directory, with `open_tree_attr(2)`, or with `open_tree(2)` and
-//! `mount_setattr(2)`; and whether a mount still exists, with `statmount(2)`. rustix lacks most of
-//! these.
+//! `mount_setattr(2)`; and which mounts there are, with `statmount(2)` and `listmount(2)`. rustix lacks
+//! most of these.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
@@ -133,8 +133,12 @@ struct MountRequest {
     param: u64,
 }
 
-/// The number is the same on all architectures for which the libc crate lacks it.
+/// The numbers are the same on all architectures for which the libc crate lacks them.
 const SYS_STATMOUNT: libc::c_long = 457;
+const SYS_LISTMOUNT: libc::c_long = 458;
+
+/// `LSMT_ROOT`: all mounts below the root directory of the process.
+const BELOW_ROOT: u64 = u64::MAX;
 
 /// `STATMOUNT_MNT_BASIC`: the numbers of the mount.
 const STATMOUNT_MNT_BASIC: u64 = 2;
@@ -201,5 +205,40 @@ pub fn number_of(unique: u64) -> Result<u64, Errno> {
         0 if answer.mask & STATMOUNT_MNT_BASIC != 0 => Ok(answer.old_id.into()),
         0 => Err(Errno::NOSYS),
         _ => Err(last_error()),
+    }
+}
+
+/// Returns the unique numbers (`STATX_MNT_ID_UNIQUE`) of all mounts that this process can reach.
+///
+/// # Errors
+/// ENOSYS before Linux 6.8.
+pub fn unique_numbers() -> Result<Vec<u64>, Errno> {
+    const AT_ONCE: usize = 256;
+    let mut all = Vec::new();
+    loop {
+        let request = MountRequest {
+            size: 24,
+            spare: 0,
+            mount: BELOW_ROOT,
+            // The list goes on after this number.
+            param: all.last().copied().unwrap_or(0),
+        };
+        let mut found = [0_u64; AT_ONCE];
+        // SAFETY: the kernel reads `request`, whose size it is told in its first field, and writes
+        // no more than `AT_ONCE` numbers at `found`; both live through the call.
+        let rc = unsafe {
+            libc::syscall(
+                SYS_LISTMOUNT,
+                &raw const request,
+                found.as_mut_ptr(),
+                AT_ONCE,
+                0,
+            )
+        };
+        let count = usize::try_from(rc).map_err(|_| last_error())?;
+        all.extend_from_slice(found.get(..count).ok_or(Errno::IO)?);
+        if count < AT_ONCE {
+            return Ok(all);
+        }
     }
 }
