@@ -229,6 +229,9 @@ fn serve(mut request: Request, live: impl FnOnce() -> anyhow::Result<()>) -> any
     std::env::set_current_dir("/").context("cannot change to /")?;
     fuse::raise_nofile_limit();
     unionfs::sys::memory::limit_arenas();
+    if let Err(error) = unionfs::sys::schedule::short_slices() {
+        tracing::debug!(%error, "the threads have usual slices of the CPU");
+    }
     let fresh = request.fresh.take();
     // This is declared after `fresh`, so it is dropped before.
     let mut held = std::mem::take(&mut request.held);

@@ -59,6 +59,51 @@ pub fn policy(thread: i32) -> io::Result<Option<Policy>> {
     }
 }
 
+/// Asks for short slices of a CPU for the calling thread, and for all threads and processes that it
+/// starts (sched_setattr(2), `sched_runtime` of all but real-time policies, Linux 6.12). Such a thread soon gets a
+/// CPU that another one uses, for a short time. Its share, nice value and policy stay the same. A
+/// new policy of [`set_policy`] keeps the slice. Before Linux 6.12 this has no effect.
+///
+/// # Errors
+/// ENOSYS and EINVAL of old kernels, EINVAL under a real-time policy; EPERM where a filter of system
+/// calls refuses it.
+pub fn short_slices() -> io::Result<()> {
+    let attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        flags: KEEP_POLICY,
+        nice: rustix::process::getpriority_process(None)?,
+        runtime: SLICE,
+        ..Attributes::default()
+    };
+    // SAFETY: the kernel reads `attributes`, whose size is in its first field, and which lives
+    // through the call. The thread 0 is the calling one.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The length of a short slice in nanoseconds: the shortest that the kernel grants.
+const SLICE: u64 = 100_000;
+/// `SCHED_FLAG_KEEP_POLICY` of linux/sched.h.
+const KEEP_POLICY: u64 = 8;
+
+/// `struct sched_attr` of linux/sched/types.h, first version.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct Attributes {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    /// The slice in nanoseconds; 0 for the usual one.
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
 /// The fields of `/proc/OF/stat` of a process or thread (proc_pid_stat(5)), after its name.
 #[derive(Debug)]
 pub struct Stat(String);
@@ -98,6 +143,40 @@ pub fn idle_thread() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Returns the attributes of the calling thread.
+    fn attributes() -> Attributes {
+        let mut told = Attributes::default();
+        let size = size_of::<Attributes>();
+        // SAFETY: the kernel writes no more than `size` bytes at `told`, which lives through the
+        // call.
+        let result = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut told, size, 0) };
+        assert_eq!(result, 0);
+        told
+    }
+
+    #[test]
+    fn short_slices_are_inherited_and_kept() {
+        std::thread::spawn(|| {
+            rustix::process::nice(3).unwrap();
+            let before = attributes();
+            short_slices().unwrap();
+            let after = attributes();
+            assert_eq!((after.nice, after.policy), (before.nice, before.policy));
+            assert_eq!(after.nice, 3);
+            if after.runtime == before.runtime {
+                return testkit::need::skip(&"the kernel has no slices of threads (6.12)");
+            }
+            let inherited = std::thread::spawn(|| {
+                set_policy(0, Policy::Idle).unwrap();
+                attributes().runtime
+            });
+            assert_eq!((after.runtime, inherited.join().unwrap()), (SLICE, SLICE));
+        })
+        .join()
+        .unwrap();
+        assert_ne!(attributes().runtime, SLICE);
+    }
 
     #[test]
     fn a_thread_gives_way_alone() {
