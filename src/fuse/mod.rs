@@ -42,6 +42,7 @@ mod fusermount;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod keeper;
+mod kept_registrations;
 mod mount;
 mod mountpoint;
 mod operations;

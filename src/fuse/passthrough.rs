@@ -24,11 +24,13 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
+use rustix::fs::Stat;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 
 use super::config::{IoPolicy, MountConfig};
 use super::error::{Error, Result};
+use super::kept_registrations::{Kept, OfLower};
 use super::operations::{Handle, KnownAs, Node, Notices, OpenFlags, Opened};
 use super::protocol_values;
 use super::successors::{self, Arrival, Successors};
@@ -36,7 +38,7 @@ use super::wire::Connection;
 use super::wire::abi::{FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH, init2};
 use crate::sys::fuse::{close_backing, open_backing};
 use crate::sys::process::in_initial_user_namespace;
-use crate::union::{self, Backing, Caching, Change, Ino, Union};
+use crate::union::{self, Caching, Change, Ino, Union};
 
 /// How long the kernel may keep the attributes of a file after the end of an open that was passed
 /// through to a program that may map it for writing, in seconds. During such an open the kernel may
@@ -112,7 +114,7 @@ pub(super) fn start(
 
 /// A file registered with the kernel. Dropping it ends the registration.
 #[derive(Debug)]
-struct Registered {
+pub(super) struct Registered {
     device: Arc<OwnedFd>,
     id: i32,
 }
@@ -122,6 +124,13 @@ impl Registered {
         let id = open_backing(device, file)?;
         let device = Arc::clone(device);
         Ok(Self { device, id })
+    }
+
+    /// Returns a registration that the kernel does not know.
+    #[cfg(test)]
+    pub(super) fn unchecked(device: &Arc<OwnedFd>, id: i32) -> Self {
+        let device = Arc::clone(device);
+        Self { device, id }
     }
 }
 
@@ -141,7 +150,7 @@ enum Mode {
     /// Passed through to the file of a lower, because the first open was to execute it, or to read
     /// it under `io=shared`. No open for writing joins it. While a program runs, the kernel refuses
     /// them itself.
-    Lower(Registered),
+    Lower(OfLower),
     /// Through the kernel's page cache and the server. `keep` says whether the pages outlive an
     /// open.
     Cached {
@@ -175,6 +184,7 @@ pub(super) struct Opens {
     shares: bool,
     successors: Successors,
     open: DashMap<Node, Open>,
+    kept: Kept,
     /// Inodes that were passed through to programs that could map them for writing, since the
     /// kernel looked them up. The value says whether the kernel may have received attributes with a
     /// lifetime since then.
@@ -217,6 +227,7 @@ impl Opens {
             shares: policy == IoPolicy::Shared,
             successors: Successors::default(),
             open: DashMap::new(),
+            kept: Kept::new(),
             mapped: DashMap::new(),
             written: DashMap::new(),
         }
@@ -458,11 +469,16 @@ impl Opens {
         if caching == Caching::Direct && !file.takes_direct() {
             return cached;
         }
-        if kind & EXECUTOR == 0 && !is_shared_by_readers(&file) {
+        let Ok(stat) = rustix::fs::fstat(&file) else {
+            return cached;
+        };
+        if kind & EXECUTOR == 0 && !is_shared_by_readers(&stat) {
             return cached;
         }
+        let register = || Registered::new(&self.device, &file);
         // A lower on a file system that is stacked too deep is refused.
-        Registered::new(&self.device, &file).map_or(cached, Mode::Lower)
+        let lower = self.kept.take(ino, &stat, register);
+        lower.map_or(cached, Mode::Lower)
     }
 
     /// Ends an open with this `fh`.
@@ -474,8 +490,17 @@ impl Opens {
             open.writers = open.writers.saturating_sub(u64::from(fh & WRITER != 0));
             open.opens == 0
         });
-        // The registration is closed while the lock of the shard is not held.
-        drop(last);
+        // A registration ends while the lock of the shard is not held.
+        if let Some((
+            _,
+            Open {
+                mode: Mode::Lower(lower),
+                ..
+            },
+        )) = last
+        {
+            self.kept.put(successors::inode(node).0, lower);
+        }
     }
 
     /// Whether a program writes by passthrough, or could. Such a writer holds the lock of the
@@ -562,10 +587,12 @@ impl Open {
             // The kernel opens the registered file with the flags of this open, and does not notice
             // when fcntl(2) removes these two. So the server handles reads and writes, with the
             // flags of the moment. Mappings are passed through.
-            Mode::Passed(registered) | Mode::Lower(registered) if fh & CHANGEABLE != 0 => {
+            Mode::Passed(registered) | Mode::Lower(OfLower { registered, .. })
+                if fh & CHANGEABLE != 0 =>
+            {
                 (FOPEN_PASSTHROUGH | FOPEN_DIRECT_IO, registered.id)
             }
-            Mode::Passed(registered) | Mode::Lower(registered) => {
+            Mode::Passed(registered) | Mode::Lower(OfLower { registered, .. }) => {
                 (FOPEN_PASSTHROUGH, registered.id)
             }
             Mode::Cached { keep: true } => (FOPEN_KEEP_CACHE, 0),
@@ -581,8 +608,8 @@ impl Open {
 
 /// Whether readers of a file of a lower get it passed through. A file with several names is not: the
 /// first writer would have to wait for its readers. An empty one has nothing to read.
-fn is_shared_by_readers(file: &Backing) -> bool {
-    rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink == 1 && stat.st_size > 0)
+fn is_shared_by_readers(stat: &Stat) -> bool {
+    stat.st_nlink == 1 && stat.st_size > 0
 }
 
 /// Errors of opening a file for writing that do not matter to a reader, and shortages.

@@ -6,8 +6,8 @@ use rustix::fs::{AtFlags, CWD, StatxFlags};
 use testkit::fixture::Fixture;
 use testkit::layers::{self, Form};
 use testkit::mount::Fs;
-use testkit::need_mounts;
 use testkit::stats::requests_of;
+use testkit::{need, need_mounts, without};
 
 #[test]
 fn modes_and_owners() {
@@ -109,11 +109,12 @@ fn birth(path: &std::path::Path, mask: StatxFlags) -> Option<(i64, u32)> {
 #[test]
 fn birth_is_that_of_the_topmost_file() {
     need_mounts!();
+    need!(without::has_statx());
     let mut f = Fixture::standard();
     let all = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     std::fs::write(f.at("merged/new"), b"x").unwrap();
     let Some(born) = birth(&f.upper("merged/new"), all) else {
-        return testkit::need::skip(&"the upper's file system records no birth");
+        return need::skip(&"the upper's file system records no birth");
     };
     assert_eq!(birth(&f.at("merged/new"), all), Some(born));
     // The second request is answered from the kernel's cache.

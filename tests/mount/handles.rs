@@ -11,7 +11,7 @@ use testkit::disk::Disk;
 use testkit::fixture::Fixture;
 use testkit::mount::{Fs, Scratch, Stack, poll};
 use testkit::stats::stats;
-use testkit::{need, need_mounts};
+use testkit::{need, need_mounts, without};
 use unionfs::sys::handle::{FileHandle, name_to_handle, open_by_handle};
 
 fn handle(root: &File, path: &str) -> FileHandle {
@@ -162,6 +162,7 @@ fn is_stale(root: &File, handle: &FileHandle) -> bool {
 #[test]
 fn a_number_used_again_is_another_file() {
     need_mounts!();
+    need!(without::has_statx());
     let _alone = caches::alone();
     // With a journal: without one, ext4 reuses the numbers of deleted files late or never.
     let place = Scratch::disk();

@@ -12,7 +12,7 @@ use testkit::fixture::Fixture;
 use testkit::ioctl::{with_file, with_room};
 use testkit::map::Map;
 use testkit::mount::{Fs, KERNEL, Scratch, Stack};
-use testkit::need_mounts;
+use testkit::{need, need_mounts, without};
 
 use super::inode_flags::{FLAGS, Unprotected, answer, fill, flags_of, open, protect, set};
 
@@ -84,6 +84,7 @@ fn who_may_change_flags() {
 #[test]
 fn append_only_files_keep_what_they_hold() {
     need_mounts!();
+    need!(without::has_statx());
     for options in ["io=passthrough", "io=cached", "io=cached,writeback"] {
         let scratch = Scratch::disk();
         let path = scratch.path().to_owned();
@@ -183,6 +184,7 @@ fn other_ioctls_are_refused() {
 #[test]
 fn catalogs_leave_protected_files_out() {
     need_mounts!();
+    need!(without::has_statx());
     let scratch = Scratch::disk();
     let path = scratch.path().to_owned();
     let _unprotected = Unprotected(&path);

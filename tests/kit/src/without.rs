@@ -196,6 +196,15 @@ pub fn asked() -> Vec<Lack> {
         .collect()
 }
 
+/// As [`has`], for tests of what statx(2) alone tells: times of birth, generations, and the protection of
+/// files of lowers.
+///
+/// # Errors
+/// As [`has`].
+pub fn has_statx() -> Result<(), String> {
+    has(&[Lack::Statx])
+}
+
 /// Whether mounts of the tests have these. The error is the reason why a test whose expectation needs
 /// them cannot run.
 ///
