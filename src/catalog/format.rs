@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// The first bytes of every catalog.
 pub const MAGIC: [u8; 8] = *b"UNIONCAT";
 /// The version of the format; other versions are not read.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// A record number that means "none".
 pub const NONE: u32 = u32::MAX;
 

@@ -163,6 +163,17 @@ impl std::ops::BitOr for Protection {
     }
 }
 
+/// What ties a metacopy to its data, wherever it is renamed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tie<'a> {
+    /// The origin, which the file with the data must have.
+    Origin(&'a [u8]),
+    /// The path of the file with the data, from the roots of the layers.
+    Path,
+    /// Nothing: it has the data of whatever file has its name.
+    None,
+}
+
 /// The markers that were found in `user.*` only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FromUser {
@@ -190,6 +201,17 @@ impl Markers {
             self.redirect = None;
         }
         self
+    }
+
+    /// Returns what ties this metacopy to its data, if it is in a layer of a user with less rights.
+    /// The user can rename it, but cannot set what is in `trusted.*`.
+    pub fn tie(&self) -> Tie<'_> {
+        let users = self.from_user.origin && !self.from_user.metacopy;
+        match (&self.origin, &self.redirect) {
+            (Some(origin), _) if !users => Tie::Origin(origin),
+            (_, Some(path)) if path.starts_with(b"/") => Tie::Path,
+            _ => Tie::None,
+        }
     }
 
     /// Whether the markers show another file under the name.

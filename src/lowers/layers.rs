@@ -25,7 +25,7 @@ use crate::layer::at::{At, Stat};
 use crate::layer::fds::FdCache;
 use crate::layer::file_system::FileSystems;
 use crate::layer::lower::{Layer, LowerDir, Single};
-use crate::layer::markers::{Markers, WH_PREFIX};
+use crate::layer::markers::{Markers, Tie, WH_PREFIX};
 use crate::layer::origin::Origin;
 use crate::layer::types::FileKind;
 use crate::layer::{LayerSpec, StackSpec, private};
@@ -205,6 +205,7 @@ impl Layers {
         let mut floor = 0;
         let mut dirs: Vec<Arc<LowerDir>> = Vec::new();
         let mut meta: Option<LowerFile> = None;
+        // The origin that the next file must have.
         let mut claimed: Option<Vec<u8>> = None;
         loop {
             if matches!(target, Target::Path(_)) && !std::ptr::eq(stack, &*self.roots) {
@@ -238,14 +239,20 @@ impl Layers {
                 }
                 Single::File { stat, markers } => {
                     let (at, at_name) = place;
-                    Self::check_claim(self, claimed.take().as_deref(), &at, &at_name)?;
+                    if let Some(claimed) = claimed.take() {
+                        Self::check_claim(self, &claimed, &at, &at_name)?;
+                    }
                     let data = self.only_data(&stat, &markers);
                     if data.is_none() && (!markers.metacopy || stat.kind != FileKind::Regular) {
                         let is_bare = markers.is_bare;
                         return Ok(LowerLookup::File(finish(meta, at, at_name, stat, is_bare)));
                     }
-                    if meta.is_none() && dir.layer.is_foreign {
-                        claimed = markers.origin.clone();
+                    if data.is_none() && dir.layer.is_foreign {
+                        match markers.tie() {
+                            Tie::Origin(origin) => claimed = Some(origin.to_vec()),
+                            Tie::Path => {}
+                            Tie::None => return Err(Errno::IO),
+                        }
                     }
                     meta.get_or_insert(LowerFile {
                         dir: at,

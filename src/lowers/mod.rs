@@ -190,9 +190,9 @@ pub trait Lowers: Debug + Send + Sync {
     /// owner of the upper could otherwise redirect it to a file that they may not read.
     ///
     /// # Errors
-    /// EIO when `file` is another one.
+    /// EIO when `file` is another one, and where nothing can tell it.
     fn check_claim(&self, claimed: &[u8], file: &LowerFile) -> Result<(), Errno> {
-        Layers::check_claim(self.layers(), Some(claimed), &file.dir, &file.name)
+        Layers::check_claim(self.layers(), claimed, &file.dir, &file.name)
     }
 
     /// Returns statistics of the file system of the topmost layer.

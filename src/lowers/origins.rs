@@ -69,20 +69,18 @@ impl Layers {
     /// origins are out of date.
     ///
     /// # Errors
-    /// EIO when it is another file.
+    /// EIO when it is another file, and where the host has no file handles to tell it.
     pub(super) fn check_claim(
         &self,
-        claimed: Option<&[u8]>,
+        claimed: &[u8],
         dir: &LowerDir,
         name: &[u8],
     ) -> Result<(), Errno> {
-        let Some(claimed) = claimed.and_then(Origin::parse) else {
-            return Ok(());
-        };
+        let claimed = Origin::parse(claimed).ok_or(Errno::IO)?;
         let fd = self.fd(dir)?;
         match Origin::of(At::new(fd.as_fd(), name), dir.layer.uuid) {
-            Ok(origin) if origin != claimed => Err(Errno::IO),
-            _ => Ok(()),
+            Ok(origin) if origin == claimed => Ok(()),
+            _ => Err(Errno::IO),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::types::{FileKind, Ino};
 use super::upper::Upper;
 use crate::layer::at::{At, Stat};
 use crate::layer::lower::{has_opaque_file, read_dir};
-use crate::layer::markers::{Markers, Protection, WH_PREFIX};
+use crate::layer::markers::{Markers, Protection, Tie, WH_PREFIX};
 use crate::layer::origin::{Origin, OriginFile};
 use crate::lowers::{LowerDirs, LowerFile, LowerLookup};
 use crate::sys::sync::atomic::Ordering;
@@ -302,9 +302,13 @@ impl<'u> Resolver<'u> {
         if metacopy {
             match self.lookup_below(at)? {
                 LowerLookup::File(found) if found.stat.kind == FileKind::Regular => {
-                    let foreign = upper.layer.is_foreign;
-                    if let Some(claimed) = markers.origin.as_deref().filter(|_| foreign) {
-                        self.stack.lowers().check_claim(claimed, &found)?;
+                    let tie = upper.layer.is_foreign.then(|| markers.tie());
+                    match tie {
+                        Some(Tie::Origin(origin)) => {
+                            self.stack.lowers().check_claim(origin, &found)?;
+                        }
+                        Some(Tie::None) => return Err(Errno::IO.into()),
+                        Some(Tie::Path) | None => {}
                     }
                     file = Some(Arc::new(found));
                 }

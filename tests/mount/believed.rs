@@ -3,11 +3,13 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use testkit::fixture::Fixture;
 use testkit::layers::{Layer, Node};
-use testkit::mount::{Fs, Scratch, Stack, subject};
-use testkit::{need_mounts, tree};
+use testkit::mount::{Fs, Mounted, Scratch, Stack, subject};
+use testkit::without::{self, Lack};
+use testkit::{need, need_mounts, program, tree};
 
 const USER: u32 = 4711;
 const SECRET: &str = "what root wrote";
@@ -184,16 +186,13 @@ fn into_data_only_layers_users_may_lead() {
     assert_eq!(errno, Some(libc::EIO));
 }
 
-/// The owner of an upper gives the metacopy of their own file the name of one that they may not
-/// read. Its data is that of the file it was copied from, or none.
-#[test]
-fn a_metacopy_cannot_take_another_files_name() {
-    need_mounts!();
-    let scratch = Scratch::disk();
+/// Returns a stack whose upper belongs to the user, and has a metacopy of the user's own file `mine`
+/// that kernel overlayfs has made for root.
+fn with_metacopy(scratch: &Scratch) -> (Stack, PathBuf) {
     let low = scratch.dir("low");
     let layer = base().file("mine", vec![b'm'; 300_000]).own(USER, USER);
     layer.write(&low);
-    let stack = Stack::writable(&scratch, vec![low]);
+    let stack = Stack::writable(scratch, vec![low]);
     let (upper, _) = stack.upper.clone().unwrap();
     let kernel = Fs::Kernel("metacopy=on,redirect_dir=on,index=off").mount(&stack);
     let mine = kernel.path().join("mine");
@@ -201,11 +200,75 @@ fn a_metacopy_cannot_take_another_files_name() {
     kernel.unmount();
     assert!(tree::xattr(&upper.join("mine"), b"trusted.overlay.metacopy").is_ok());
     std::os::unix::fs::chown(&upper, Some(USER), Some(USER)).unwrap();
+    (stack, upper)
+}
+
+/// Gives it the name of a file that the user may not read.
+fn rename_to_secret(upper: &Path) -> PathBuf {
+    std::fs::create_dir(upper.join("etc")).unwrap();
+    let renamed = upper.join("etc/shadow");
+    std::fs::rename(upper.join("mine"), &renamed).unwrap();
+    renamed
+}
+
+/// The metacopy has no origin, as where the lowers have no file handles, and the user may add one. It
+/// could be that of any file: it has no data, in an upper and in a lower.
+#[test]
+fn a_metacopy_that_nothing_ties_to_its_data_has_none() {
+    need_mounts!();
+    for forged in [false, true] {
+        let scratch = Scratch::disk();
+        let (mut stack, upper) = with_metacopy(&scratch);
+        let renamed = rename_to_secret(&upper);
+        let flags = rustix::fs::XattrFlags::empty();
+        let origin = origin_of(&stack.lowers[0], "etc/shadow");
+        rustix::fs::removexattr(&renamed, "trusted.overlay.origin").unwrap();
+        if forged {
+            rustix::fs::setxattr(&renamed, "user.overlay.origin", &origin, flags).unwrap();
+        }
+        for in_upper in [true, false] {
+            if !in_upper {
+                stack.lowers.insert(0, upper.clone());
+                stack.upper = None;
+            }
+            let mounted = subject().mount(&stack);
+            let read = std::fs::read(mounted.path().join("etc/shadow"));
+            let errno = read.unwrap_err().raw_os_error();
+            assert_eq!(errno, Some(libc::EIO), "{forged} {in_upper}");
+            mounted.unmount();
+        }
+    }
+}
+
+/// Without file handles nothing can compare the origin.
+#[test]
+fn without_file_handles_a_metacopy_of_users_has_no_data() {
+    need_mounts!();
+    let scratch = Scratch::disk();
+    let (stack, upper) = with_metacopy(&scratch);
+    rename_to_secret(&upper);
+    let mut command = Command::new(program());
+    command.args(["-o", &stack.options()]).arg(&stack.mnt);
+    let output = without::output(&mut command, &[Lack::FileHandles]).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let mounted = Mounted::new(&stack.mnt, true);
+    let read = std::fs::read(mounted.path().join("etc/shadow"));
+    assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EIO));
+    mounted.unmount();
+}
+
+/// The owner of an upper gives the metacopy of their own file the name of one that they may not
+/// read. Its data is that of the file it was copied from, or none.
+#[test]
+fn a_metacopy_cannot_take_another_files_name() {
+    need_mounts!();
+    need!(without::has_file_handles());
+    let scratch = Scratch::disk();
+    let (stack, upper) = with_metacopy(&scratch);
     let mut f = Fixture::over(&subject(), scratch, stack);
     assert_eq!(std::fs::read(f.at("mine")).unwrap().len(), 300_000);
     f.unmount();
-    std::fs::create_dir(upper.join("etc")).unwrap();
-    std::fs::rename(upper.join("mine"), upper.join("etc/shadow")).unwrap();
+    rename_to_secret(&upper);
     f.remount();
     let read = std::fs::read(f.at("etc/shadow"));
     assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EIO));
@@ -244,6 +307,7 @@ fn ino(f: &Fixture, name: &str) -> u64 {
 #[test]
 fn a_forged_origin_takes_nobodys_number() {
     need_mounts!();
+    need!(without::has_file_handles());
     for linked in [false, true] {
         let scratch = Scratch::disk();
         let (low, outside) = (scratch.dir("low"), scratch.dir("outside"));
@@ -304,6 +368,7 @@ fn a_forged_origin_takes_nobodys_number() {
 #[test]
 fn true_origins_of_users_keep_the_number() {
     need_mounts!();
+    need!(without::has_file_handles());
     let scratch = Scratch::disk();
     let low = scratch.dir("low");
     Layer::new()

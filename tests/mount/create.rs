@@ -6,7 +6,8 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use testkit::fixture::Fixture;
-use testkit::{layers, need_mounts};
+use testkit::without::{self, Lack};
+use testkit::{layers, need, need_mounts};
 
 #[test]
 fn create_and_exclusive_create() {
@@ -72,6 +73,7 @@ fn the_caller_owns_what_he_creates() {
 #[test]
 fn unnamed_files_get_a_name_by_link() {
     need_mounts!();
+    need!(without::has(&[Lack::UnnamedFiles]));
     let mut f = Fixture::standard();
     let dir = std::fs::File::open(f.at("deep/a")).unwrap();
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;

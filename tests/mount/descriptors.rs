@@ -371,6 +371,7 @@ fn whiteouts_are_devices() -> Needed {
 #[test]
 fn others_work_beside_a_flood_cached() {
     need_mounts!();
+    need!(without::has(&[Lack::UnnamedFiles]));
     need!(whiteouts_are_devices());
     others_work_beside_a_flood("io=cached,transport=classic");
 }
@@ -378,6 +379,7 @@ fn others_work_beside_a_flood_cached() {
 #[test]
 fn others_work_beside_a_flood_passed_through() {
     need_mounts!();
+    need!(without::has(&[Lack::UnnamedFiles]));
     need!(whiteouts_are_devices());
     others_work_beside_a_flood("io=passthrough,transport=classic");
 }
@@ -385,6 +387,7 @@ fn others_work_beside_a_flood_passed_through() {
 #[test]
 fn others_work_beside_a_flood_over_io_uring() {
     need_mounts!();
+    need!(without::has(&[Lack::UnnamedFiles]));
     need!(whiteouts_are_devices());
     need!(has_uring());
     others_work_beside_a_flood("io=cached,transport=uring");
@@ -395,6 +398,7 @@ fn others_work_beside_a_flood_over_io_uring() {
 #[test]
 fn what_a_killed_server_kept_is_swept() {
     need_mounts!();
+    need!(without::has(&[Lack::UnnamedFiles]));
     let scratch = Scratch::tmpfs();
     let stack = stack(&scratch);
     let mut f = Fixture::over(&Fs::Unionfs("transport=classic"), scratch, stack);
@@ -418,6 +422,7 @@ fn what_a_killed_server_kept_is_swept() {
 #[test]
 fn links_are_counted_beyond_the_budget() {
     need_mounts!();
+    need!(without::has_file_handles());
     need!(whiteouts_are_devices());
     let scratch = Scratch::disk();
     let stack = stack(&scratch);

@@ -74,6 +74,7 @@ fn a_handle_to_nothing_is_stale() {
 #[test]
 fn handles_survive_dropped_caches_and_remounts() {
     need_mounts!();
+    need!(without::has_file_handles());
     let _alone = caches::alone();
     let mut f = Fixture::standard();
     f.ok("create merged/sub/new 644

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use testkit::fixture::Fixture;
 use testkit::layers::{Layer, set_xattr};
-use testkit::{need, need_mounts};
+use testkit::{need, need_mounts, without};
 
 const LINKS: [&str; 3] = ["h1", "h2", "merged/h3"];
 
@@ -35,6 +35,7 @@ fn lower_links_are_one_file() {
 #[test]
 fn copy_up_of_one_is_copy_up_of_all() {
     need_mounts!();
+    need!(without::has_file_handles());
     for written in LINKS {
         let mut f = Fixture::standard();
         f.ok(&format!("write {written} 0 HARD"));
@@ -49,6 +50,7 @@ fn copy_up_of_one_is_copy_up_of_all() {
 #[test]
 fn links_come_and_go() {
     need_mounts!();
+    need!(without::has_file_handles());
     let mut f = Fixture::standard();
     f.ok("unlink h1");
     assert_linked(&f, &["h2", "merged/h3"], "hard\n");
@@ -100,6 +102,7 @@ fn another_name_of_an_open_file_is_found_after_the_first_is_gone() {
 #[test]
 fn a_failed_copy_up_leaves_nothing_in_the_index() {
     need_mounts!();
+    need!(without::has_file_handles());
     let f = Fixture::new(&[Layer::new().dir("d").file("d/a", "data").link("d/b", "d/a")]);
     f.ok("chmod d 700");
     let immutable = |flag: &str| {
@@ -125,6 +128,7 @@ fn a_failed_copy_up_leaves_nothing_in_the_index() {
 #[test]
 fn links_of_symlinks_and_fifos_stay_links() {
     need_mounts!();
+    need!(without::has_file_handles());
     let lower = Layer::new().symlink("s1", "to").link("s2", "s1");
     let lower = lower.fifo("p1").link("p2", "p1");
     let mut f = Fixture::new(&[lower]);
@@ -154,6 +158,7 @@ fn links_of_symlinks_and_fifos_stay_links() {
 #[test]
 fn hostile_link_counts_do_no_harm() {
     need_mounts!();
+    need!(without::has_file_handles());
     for count in ["U+9223372036854775807", "L-9", "U+4294967292", "U", "L+x"] {
         let mut f = Fixture::new(&[Layer::new().file("a", "data").link("b", "a")]);
         f.ok("chmod a 600");

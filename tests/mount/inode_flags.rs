@@ -13,7 +13,8 @@ use rustix::fs::{
 use rustix::fs::{UTIME_NOW, XattrFlags, ioctl_getflags, ioctl_setflags, renameat_with};
 use testkit::fixture::Fixture;
 use testkit::mount::{Fs, KERNEL, Scratch, Stack};
-use testkit::{errno_name, need, need_mounts, without};
+use testkit::without::{self, Lack};
+use testkit::{errno_name, need, need_mounts};
 
 /// The two flags, alone and together.
 pub const FLAGS: [(&str, IFlags); 3] = [
@@ -368,6 +369,7 @@ fn run(fs: &Fs) -> (Answers, Vec<(PathBuf, Vec<u8>)>) {
 fn protected_files_refuse_what_the_kernels_do() {
     need_mounts!();
     need!(without::has_statx());
+    need!(without::has(&[Lack::UnnamedFiles]));
     let (expected, marked) = run(&KERNEL);
     assert!(expected.len() > 700, "{}", expected.len());
     assert!(

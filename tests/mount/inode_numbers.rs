@@ -8,8 +8,8 @@ use std::path::Path;
 use testkit::fixture::Fixture;
 use testkit::layers::Form;
 use testkit::mount::Fs;
-use testkit::need_mounts;
 use testkit::tree::Tree;
+use testkit::{need, need_mounts, without};
 
 fn numbers(tree: &Tree) -> BTreeMap<Vec<u8>, u64> {
     tree.iter().map(|(p, e)| (p.clone(), e.ino)).collect()
@@ -66,6 +66,7 @@ fn d_ino_is_st_ino() {
 #[test]
 fn stable_across_copy_up_and_remount() {
     need_mounts!();
+    need!(without::has_file_handles());
     let mut f = Fixture::standard();
     f.ok("create new 644\nmkdir newdir 755");
     let before = numbers(&f.tree());
@@ -103,6 +104,7 @@ fn stable_without_origins() {
 #[test]
 fn stable_across_rename() {
     need_mounts!();
+    need!(without::has_file_handles());
     let mut f = Fixture::standard();
     let ino = |f: &Fixture, path: &str| f.at(path).symlink_metadata().unwrap().ino();
     let moves = [

@@ -4,8 +4,9 @@ use std::os::unix::fs::FileExt;
 
 use testkit::fixture::Fixture;
 use testkit::layers::big_data;
-use testkit::need_mounts;
 use testkit::tree::{self, Mask, Tree};
+use testkit::without::{self, Lack};
+use testkit::{need, need_mounts};
 
 fn lowers(f: &Fixture) -> Vec<Tree> {
     f.stack.lowers.iter().map(|l| tree::list_raw(l)).collect()
@@ -24,6 +25,7 @@ fn assert_unchanged(f: &Fixture, before: &[Tree]) {
 #[test]
 fn by_every_kind_of_operation() {
     need_mounts!();
+    need!(without::has(&[Lack::RenameFlags]));
     let mut f = Fixture::standard();
     let before = lowers(&f);
     f.ok("write plain.txt 0 X

@@ -13,6 +13,7 @@ use testkit::mount::{Fs, KERNEL, Mounted, Scratch, Stack, UNIONFS};
 use testkit::need::has_tools;
 use testkit::strace::Trace;
 use testkit::tree::{self, Mask};
+use testkit::without::{self, Lack};
 use testkit::{need, need_mounts};
 
 const METACOPY: Fs = Fs::Unionfs("metacopy=on");
@@ -182,6 +183,7 @@ fn an_open_for_writing_keeps_capability_and_times() {
 #[test]
 fn renames_and_links_copy_no_data() {
     need_mounts!();
+    need!(without::has(&[Lack::RenameFlags]));
     let mut f = union(&METACOPY);
     f.ok("rename f to/f\nrename d/g d/new\nlink to/f d/link\nrename h2 to/h\nmkdir own 755");
     f.ok("rename to/f own/f\ncreate f 600\nchmod own/f 640");
@@ -388,6 +390,7 @@ fn in_uppers_of_others_a_metacopy_has_an_origin() {
 #[test]
 fn layers_of_others() {
     need_mounts!();
+    need!(without::has_file_handles());
     for (foreign, metacopy) in [("upper", true), ("low", false)] {
         let scratch = Scratch::disk();
         let low = scratch.dir("low");
@@ -440,6 +443,7 @@ fn syncs_and_flags_concern_the_upper() {
 #[test]
 fn all_files_at_once() {
     need_mounts!();
+    need!(without::has_file_handles());
     let mut f = union(&METACOPY);
     for name in FILES {
         f.ok(&format!("chown {name} 7 7"));

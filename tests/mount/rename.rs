@@ -1,8 +1,9 @@
 //! Renaming: files, merged directories, flags; the old name is gone, the new one is complete.
 
 use testkit::fixture::Fixture;
-use testkit::need_mounts;
 use testkit::tree::{self, Mask};
+use testkit::without::{self, Lack};
+use testkit::{need, need_mounts};
 
 const PLAIN: &str = "\"plain\\x20file,\\x20lower\\x20only\\x0a\"";
 
@@ -83,6 +84,7 @@ fn directory_over_directory() {
 #[test]
 fn flags() {
     need_mounts!();
+    need!(without::has(&[Lack::RenameFlags]));
     let mut f = Fixture::standard();
     f.expect(&[
         ("rename plain.txt both.txt noreplace", "EEXIST"),

@@ -2,7 +2,7 @@
 //! hold.
 
 use testkit::fixture::Fixture;
-use testkit::need_mounts;
+use testkit::{need, need_mounts, without};
 
 #[test]
 fn only_empty_directories_go() {
@@ -37,6 +37,7 @@ fn only_empty_directories_go() {
 #[test]
 fn rm_r_of_everything() {
     need_mounts!();
+    need!(without::has_file_handles());
     let mut f = Fixture::standard();
     for entry in std::fs::read_dir(f.root()).unwrap() {
         let path = entry.unwrap().path();

@@ -12,7 +12,7 @@ use testkit::fixture::Fixture;
 use testkit::layers::{Form, Layer, write_all};
 use testkit::mount::{Fs, Scratch, Stack};
 use testkit::tree::{self, Mask, Tree};
-use testkit::{need, need_mounts};
+use testkit::{need, need_mounts, without};
 
 /// Three file systems, unmounted when dropped.
 struct Disks {
@@ -220,10 +220,12 @@ fn check(ext4: bool, options: &'static str) {
 
 #[test]
 fn on_ext4() {
+    need!(without::has_file_handles());
     check(true, "");
 }
 
 #[test]
 fn on_tmpfs() {
+    need!(without::has_file_handles());
     check(false, "");
 }

@@ -196,6 +196,15 @@ pub fn asked() -> Vec<Lack> {
         .collect()
 }
 
+/// As [`has`], for tests of what file handles alone make possible: groups of hard links that a copy-up
+/// keeps, numbers that outlive a mount, and metacopies in uppers of others.
+///
+/// # Errors
+/// As [`has`].
+pub fn has_file_handles() -> Result<(), String> {
+    has(&[Lack::FileHandles])
+}
+
 /// As [`has`], for tests of what statx(2) alone tells: times of birth, generations, and the protection of
 /// files of lowers.
 ///
