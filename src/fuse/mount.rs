@@ -249,9 +249,9 @@ fn mount_once(
     };
     if new_calls::can_hold(config, &options) {
         match new_calls::mount(config, flags, &options, &device, place) {
-            // Linux before 5.2, or a filter of system calls. If that refuses only some of the calls, the
-            // device has been used for a mount that nobody sees.
-            Err(Errno::NOSYS) => device = open_device()?,
+            // Linux before 5.2, or a filter of system calls, which may also say EPERM. If that refuses
+            // only some of the calls, the device has been used for a mount that nobody sees.
+            Err(Errno::NOSYS | Errno::PERM) => device = open_device()?,
             other => return other.map(|root| (device, root)).map_err(failed),
         }
     }

@@ -24,7 +24,7 @@ use super::error::{Error, Result};
 use super::mountinfo::{self, MountEntry};
 use super::unmount;
 use crate::sys::mounts::number_of;
-use crate::sys::stat::UNIQUE_MOUNT;
+use crate::sys::stat::{UNIQUE_MOUNT, is_missing};
 
 /// The number of tries to find a mount if names change meanwhile.
 const ATTEMPTS: usize = 8;
@@ -71,7 +71,7 @@ impl MountId {
             }
             // It is a FUSE mount whose owner allows no other user; or the kernel has no statx(2),
             // and another call could ask the server.
-            Err(Errno::ACCESS | Errno::NOSYS) => {
+            Err(error) if error == Errno::ACCESS || is_missing(error) => {
                 let number = number(dir)?;
                 let mounts = mountinfo::list()?;
                 let entry = mounts.into_iter().find(|entry| entry.id == number);

@@ -8,8 +8,9 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
@@ -42,12 +43,24 @@ pub fn openat2(
     resolve: ResolveFlags,
 ) -> Result<OwnedFd, Errno> {
     match rustix::fs::openat2(dir.as_fd(), path, flags, mode, resolve) {
-        Err(Errno::NOSYS) if KNOWN.contains(resolve) => {
+        Err(error) if is_missing(error) && KNOWN.contains(resolve) => {
             let path = path.as_cow_c_str()?;
             walk(dir.as_fd(), path.to_bytes(), flags, mode, resolve)
         }
         other => other,
     }
+}
+
+/// Whether this error of openat2(2) says that there is no such call. Filters of system calls that do
+/// not know it (Docker before 20.10) refuse it with EPERM. Nothing else refuses the root directory so.
+pub(super) fn is_missing(error: Errno) -> bool {
+    static FILTERED: OnceLock<bool> = OnceLock::new();
+    let refuses = || {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let root = rustix::fs::openat2(CWD, c"/", flags, Mode::empty(), ResolveFlags::empty());
+        root.is_err_and(|error| error == Errno::PERM)
+    };
+    error == Errno::NOSYS || error == Errno::PERM && *FILTERED.get_or_init(refuses)
 }
 
 /// Opens `path` name by name.

@@ -4,8 +4,9 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::sync::OnceLock;
 
-use rustix::fs::{AtFlags, Mode, OFlags, Stat, Statx, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat, Statx, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
@@ -26,7 +27,7 @@ pub fn statx(
 ) -> Result<Statx, Errno> {
     let dir = dir.as_fd();
     let mut answer = match rustix::fs::statx(dir, name, flags, mask) {
-        Err(Errno::NOSYS) => of_stat(&statat(dir, name, flags)?),
+        Err(error) if is_missing(error) => of_stat(&statat(dir, name, flags)?),
         other => other?,
     };
     let number = StatxFlags::MNT_ID;
@@ -44,6 +45,17 @@ pub fn statx(
         }
     }
     Ok(answer)
+}
+
+/// Whether this error of statx(2) says that there is no such call. Filters of system calls that do not
+/// know it refuse it with EPERM. Nothing else refuses the root directory so.
+pub fn is_missing(error: Errno) -> bool {
+    static FILTERED: OnceLock<bool> = OnceLock::new();
+    let refuses = || {
+        let root = rustix::fs::statx(CWD, c"/", AtFlags::empty(), StatxFlags::empty());
+        root.is_err_and(|error| error == Errno::PERM)
+    };
+    error == Errno::NOSYS || error == Errno::PERM && *FILTERED.get_or_init(refuses)
 }
 
 fn statat(dir: BorrowedFd<'_>, name: impl Arg + Copy, flags: AtFlags) -> Result<Stat, Errno> {
@@ -141,7 +153,7 @@ mod tests {
         let basic = StatxFlags::BASIC_STATS;
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         for path in ["/", "/dev/null", "/proc/self/exe", "/etc/passwd", "/tmp"] {
-            let Ok(whole) = rustix::fs::statx(rustix::fs::CWD, path, flags, basic) else {
+            let Ok(whole) = rustix::fs::statx(CWD, path, flags, basic) else {
                 return testkit::need::skip(&"the kernel has no statx");
             };
             let part = of_stat(&rustix::fs::stat(path).unwrap());

@@ -23,6 +23,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::openat2::is_missing;
 use super::stat::{mount_id, statx};
 use super::{mountinfo, process};
 
@@ -98,8 +99,9 @@ pub fn open_directory(path: &Path, trust: Trust) -> io::Result<OwnedFd> {
     if !path.components().any(|part| part == Component::ParentDir) {
         let plain = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         match rustix::fs::openat2(CWD, path, whole, Mode::empty(), plain) {
+            Err(Errno::LOOP) => {}
             // Before Linux 5.6 there is only the walk.
-            Err(Errno::LOOP | Errno::NOSYS) => {}
+            Err(error) if is_missing(error) => {}
             other => return Ok(other?),
         }
     }
@@ -365,7 +367,7 @@ impl Walk {
 
     fn follow(&mut self, link: &OwnedFd, owner: u32, name: &OsStr) -> io::Result<()> {
         let trusted = self.trusted.is_none_or(|trusted| trusted.contains(&owner));
-        let shared = || look(self.dir.as_fd(), OWNER).is_ok_and(|st| open_to_others(&st));
+        let shared = || look(self.dir.as_fd(), OWNER).map_or(true, |st| open_to_others(&st));
         if self.foreign || (!trusted && shared()) {
             return Err(foreign(&name.to_string_lossy()));
         }

@@ -50,10 +50,13 @@ pub enum Lack {
     NoOpen,
     /// All calls that Linux 4.18 does not have.
     Linux4_18,
+    /// The same and statx(2), refused with EPERM by a filter of system calls that does not know them: that of
+    /// Docker before 20.10.
+    OldFilter,
 }
 
 /// All of them, with their names in `UNIONFS_TEST_WITHOUT`.
-pub const ALL: [(&str, Lack); 17] = [
+pub const ALL: [(&str, Lack); 18] = [
     ("statx", Lack::Statx),
     ("openat2", Lack::Openat2),
     ("mount-calls", Lack::MountCalls),
@@ -71,6 +74,7 @@ pub const ALL: [(&str, Lack); 17] = [
     ("readdirplus", Lack::ReaddirPlus),
     ("no-open", Lack::NoOpen),
     ("4.18", Lack::Linux4_18),
+    ("old-filter", Lack::OldFilter),
 ];
 
 /// A rule of the filter.
@@ -174,6 +178,12 @@ impl Lack {
                     .chain([FCHMODAT2, libc::SYS_pidfd_open, 457, 458]);
                 let all: Vec<_> = [MOUNT_CALLS, LANDLOCK, XATTRAT].concat();
                 missing(&all.into_iter().chain(others).collect::<Vec<_>>())
+            }
+            Self::OldFilter => {
+                let mut rules = Self::Linux4_18.rules();
+                rules.extend(Self::Statx.rules());
+                rules.iter_mut().for_each(|rule| rule.error = libc::EPERM);
+                rules
             }
         }
     }
