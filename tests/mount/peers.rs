@@ -6,6 +6,7 @@ use testkit::layers::{self, Form, Layer, Node};
 use testkit::mount::{self, Fs, Mounted, Scratch, Stack};
 use testkit::need::Needed;
 use testkit::tree::{self, Mask, Tree};
+use testkit::without::{self, Lack};
 use testkit::{exec, need, need_mounts, script};
 
 const TRUSTED: Fs = Fs::Kernel("index=off,redirect_dir=off,metacopy=off");
@@ -108,6 +109,7 @@ fn both_ways(writer: &Fs, reader: &Fs, form: Form) {
 #[test]
 fn kernel_with_trusted_markers() {
     need_mounts!();
+    need!(without::has(&[Lack::Whiteouts]));
     both_ways(&TRUSTED, &OURS, Form::Kernel);
     both_ways(&OURS, &TRUSTED, Form::Kernel);
 }
@@ -115,6 +117,7 @@ fn kernel_with_trusted_markers() {
 #[test]
 fn kernel_with_user_markers() {
     need_mounts!();
+    need!(without::has(&[Lack::Whiteouts]));
     both_ways(&USER, &OURS_USER, Form::UserOpaque);
     both_ways(&OURS_USER, &USER, Form::UserOpaque);
 }
@@ -141,6 +144,7 @@ fn user_markers_are_read_by_default() {
 #[test]
 fn fuse_overlayfs_of_debian() {
     need_mounts!();
+    need!(without::has(&[Lack::Whiteouts]));
     let peer = need!(peer());
     both_ways(&peer, &OURS, Form::FuseOverlayfs);
     both_ways(&OURS, &peer, Form::Kernel);

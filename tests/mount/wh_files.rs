@@ -5,8 +5,9 @@ use testkit::base::{Base, Refusing};
 use testkit::fixture::Fixture;
 use testkit::layers::{self, Form, Layer};
 use testkit::mount::{Fs, KERNEL, Scratch, Stack, UNIONFS};
-use testkit::need_mounts;
 use testkit::tree::{self, Mask};
+use testkit::without::{self, Lack};
+use testkit::{need, need_mounts};
 
 fn two_layers() -> [Layer; 2] {
     let below = Layer::new()
@@ -41,6 +42,7 @@ const MADE: &str = "create d/.wh.f 640
 #[test]
 fn every_kind_of_file_can_have_such_a_name() {
     need_mounts!();
+    need!(without::has(&[Lack::Whiteouts]));
     let scratch = Scratch::disk();
     let stack = stack(&scratch);
     let mut f = Fixture::over(&UNIONFS, scratch, stack);
@@ -96,6 +98,7 @@ fn every_kind_of_file_can_have_such_a_name() {
 #[test]
 fn files_of_lowers_with_such_names() {
     need_mounts!();
+    need!(without::has(&[Lack::Whiteouts]));
     for fs in [UNIONFS, Fs::Catalogued("")] {
         let scratch = Scratch::disk();
         let mut made = stack(&scratch);
@@ -145,6 +148,7 @@ fn files_of_lowers_with_such_names() {
 #[test]
 fn whiteouts_of_the_upper_stay_whiteouts() {
     need_mounts!();
+    need!(without::has(&[Lack::Whiteouts]));
     let scratch = Scratch::disk();
     let stack = stack(&scratch);
     let upper = stack.upper.as_ref().unwrap().0.clone();
