@@ -7,6 +7,8 @@
 //! this user, no other user may write to it, and no symlink that another user controls may lead to
 //! it (`directory`). It is made with mode 0700.
 
+use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write};
@@ -132,6 +134,40 @@ pub enum MountState {
     Dead,
 }
 
+/// The order in which mounts were made.
+type Rank = (Option<u64>, u64, u64);
+
+/// The mount table of this mount namespace, and the recorded mounts by their device numbers.
+#[derive(Debug, Default)]
+struct Mounts {
+    table: Vec<MountEntry>,
+    latest: OnceCell<HashMap<(u32, u32), Rank>>,
+}
+
+impl Mounts {
+    fn now() -> io::Result<Self> {
+        Ok(Self {
+            table: mountinfo::list()?,
+            latest: OnceCell::new(),
+        })
+    }
+
+    /// Returns the last recorded mount with this device number whose server runs.
+    fn latest(&self, device: (u32, u32)) -> Option<Rank> {
+        let latest = self.latest.get_or_init(|| {
+            let mut latest = HashMap::new();
+            for record in recorded().iter().filter(|record| record.is_running()) {
+                if let Some(id) = record.mount_id {
+                    let known = latest.entry(id.device).or_insert_with(|| record.rank());
+                    *known = record.rank().max(*known);
+                }
+            }
+            latest
+        });
+        latest.get(&device).copied()
+    }
+}
+
 impl MountRecord {
     /// Makes the record of a mount that this process serves. It is not written yet.
     pub fn new(
@@ -200,10 +236,10 @@ impl MountRecord {
 
     /// Returns the state of the mount; `None` if server and mount are both gone.
     pub fn state(&self) -> Option<MountState> {
-        self.state_among(&mountinfo::list().unwrap_or_default())
+        self.state_among(&Mounts::now().unwrap_or_default())
     }
 
-    fn state_among(&self, mounts: &[MountEntry]) -> Option<MountState> {
+    fn state_among(&self, mounts: &Mounts) -> Option<MountState> {
         match (self.is_running(), self.entry_among(mounts).is_some()) {
             (true, true) => Some(MountState::Live),
             (true, false) => Some(MountState::Detached),
@@ -214,33 +250,29 @@ impl MountRecord {
 
     /// Returns the line of the mount in `mounts`, the mount table of this mount namespace. A copy
     /// with another number counts: mount(8) makes one to map owners, and another namespace than that
-    /// of the creation has its own.
-    fn entry_among<'a>(&self, mounts: &'a [MountEntry]) -> Option<&'a MountEntry> {
+    /// of the creation has its own. If a later mount has the device number, this one is gone, although
+    /// its server may still run.
+    fn entry_among<'a>(&self, mounts: &'a Mounts) -> Option<&'a MountEntry> {
+        let table = &mounts.table;
         let Some(id) = self.mount_id else {
-            return own_mount::topmost_on(mounts, &self.mountpoint);
+            return own_mount::topmost_on(table, &self.mountpoint);
         };
         let here = self.is_of_this_namespace();
-        match here.then(|| id.entry(mounts)).flatten() {
+        match here.then(|| id.entry(table)).flatten() {
             // Without a server it is not known whether the device number is still that of this mount.
             None if here && !self.is_running() => None,
-            None => id
-                .copy_on(mounts, &self.mountpoint)
-                .filter(|_| !self.has_lost_its_device()),
+            None => id.copy_on(table, &self.mountpoint).filter(|_| {
+                let latest = mounts.latest(id.device);
+                latest.is_none_or(|latest| latest <= self.rank())
+            }),
             entry => entry,
         }
     }
 
-    /// Whether a later mount has the device number. So this one is gone, although its server may
-    /// still run.
-    fn has_lost_its_device(&self) -> bool {
-        let device = |record: &Self| record.mount_id.map(|id| id.device);
-        let rank = |record: &Self| {
-            let unique = record.mount_id.and_then(|id| id.unique);
-            (unique, record.since, record.pid_start)
-        };
-        recorded().iter().any(|other| {
-            device(other) == device(self) && rank(other) > rank(self) && other.is_running()
-        })
+    /// Later mounts have the larger ones.
+    fn rank(&self) -> Rank {
+        let unique = self.mount_id.and_then(|id| id.unique);
+        (unique, self.since, self.pid_start)
     }
 
     /// Opens the mount where it is now: its directory may have been moved, and its path may lead to
@@ -254,7 +286,7 @@ impl MountRecord {
             path: path.to_owned(),
             source,
         };
-        let mounts = mountinfo::list().map_err(|source| failed(&self.mountpoint, source))?;
+        let mounts = Mounts::now().map_err(|source| failed(&self.mountpoint, source))?;
         let Some(entry) = self.entry_among(&mounts) else {
             return Ok(None);
         };
@@ -374,7 +406,7 @@ fn name_of(path: &Path) -> &OsStr {
 /// are both gone.
 pub fn list() -> Vec<MountRecord> {
     let mut records = recorded();
-    let mounts = mountinfo::list().unwrap_or_default();
+    let mounts = Mounts::now().unwrap_or_default();
     records.retain(|record: &MountRecord| {
         let keep = record.state_among(&mounts).is_some();
         if !keep {
@@ -412,7 +444,7 @@ pub fn find(mountpoint: &Path) -> Result<Option<MountRecord>> {
 
 /// Returns the record of the open mount with this line in the mount table.
 pub fn of_mount(mount: &MountEntry) -> Option<MountRecord> {
-    let mounts = mountinfo::list().unwrap_or_default();
+    let mounts = Mounts::now().unwrap_or_default();
     let is = |record: &MountRecord| {
         let entry = record.entry_among(&mounts);
         entry.is_some_and(|entry| entry.id == mount.id)

@@ -1,6 +1,6 @@
 //! The catalogs of images: the one that a mount uses, the layers that it describes, and those that
-//! are not needed any more. (Those of directories are in [`super::unwritable_lowers`].) They are in the user's own store (`catalog::directory`), one for each
-//! chain of layers of each store.
+//! are not needed any more. They are in the user's own store (`catalog::directory`), one for each
+//! chain of layers of each store. [`super::unwritable_lowers`] adds those of directories.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};

@@ -17,7 +17,7 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
@@ -105,7 +105,7 @@ impl PresentMounts {
 }
 
 /// Returns the time at which a catalog was made.
-fn made(path: &PathBuf) -> Option<SystemTime> {
+fn made(path: &Path) -> Option<SystemTime> {
     path.symlink_metadata()
         .and_then(|meta| meta.modified())
         .ok()
