@@ -210,13 +210,14 @@ impl Upper {
         // If files support it, directories do too, and a file is ten times faster.
         at.mknod(FileKind::Regular, 0o600, (0, 0))?;
         let wants_trusted = self.layer.dialect.trusted;
-        // fuse-overlayfs takes its own markers and never shows them again.
+        // fuse-overlayfs takes its own markers and never shows them again; unionfs does not list
+        // `trusted.*` before Linux 5.3. Markers that are not listed are not read.
         let keeps = |trusted| {
             let writer = Writer { trusted };
-            writer.set(at, Marker::Opaque, b"n").is_ok()
-                && at
-                    .xattr(writer.name(Marker::Opaque))
-                    .is_ok_and(|value| value.is_some())
+            let marker = writer.name(Marker::Opaque).to_bytes();
+            let is_it = |name: &[u8]| name == marker;
+            let listed = |list: Vec<u8>| list.split(|&b| b == 0).any(is_it);
+            writer.set(at, Marker::Opaque, b"n").is_ok() && at.list_xattrs().is_ok_and(listed)
         };
         self.markers.trusted = wants_trusted && keeps(true);
         let xattrs = self.markers.trusted || keeps(false);

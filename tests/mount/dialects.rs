@@ -3,13 +3,14 @@
 use testkit::fixture::Fixture;
 use testkit::layers::{self, FORMS, Form, Layer};
 use testkit::mount::{KERNEL, subject};
-use testkit::need_mounts;
 use testkit::tree::{self, Mask};
+use testkit::{need, need_mounts, without};
 
 /// The reference implementation reads its own form.
 #[test]
 fn every_form_reads_as_the_kernels() {
     need_mounts!();
+    need!(without::lists_trusted());
     let layers = layers::standard();
     let oracle = Fixture::with(&KERNEL, &layers, Form::Kernel, false).tree();
     for form in FORMS {

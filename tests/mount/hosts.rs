@@ -81,6 +81,7 @@ fn without(lacks: &[Lack], options: &str) {
 #[test]
 fn each_call_can_be_missing() {
     need_mounts!();
+    need!(without::lists_trusted());
     for (_, lack) in ALL {
         without(&[lack], "");
     }
@@ -92,6 +93,7 @@ fn each_call_can_be_missing() {
 #[test]
 fn whiteouts_can_be_refused_with_any_error() {
     need_mounts!();
+    need!(without::lists_trusted());
     use libc::{EACCES, EINVAL, ENODEV, ENOENT, ENOSYS, ENXIO, EOPNOTSUPP, EPERM};
     for error in [
         EACCES, EINVAL, ENODEV, ENOENT, ENOSYS, ENXIO, EOPNOTSUPP, EPERM,

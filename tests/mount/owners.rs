@@ -8,7 +8,7 @@ use std::process::Command;
 
 use testkit::mount::{Fs, Mounted, Scratch, Stack, chmod};
 use testkit::need::has_tools;
-use testkit::{need, need_mounts, program};
+use testkit::{need, need_mounts, program, without};
 
 const TREE: &str = include_str!("owners/tree.sh");
 const IDMAPPED: &str = concat!(
@@ -383,6 +383,7 @@ fn idmapped_as_systemd_nspawn_does() {
 #[test]
 fn allow_idmap_changes_nothing_without_a_mapping() {
     need_mounts!();
+    need!(without::lists_trusted());
     need!(tools());
     need!(idmaps_fuse());
     let scratch = Scratch::disk();

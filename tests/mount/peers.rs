@@ -109,6 +109,7 @@ fn both_ways(writer: &Fs, reader: &Fs, form: Form) {
 #[test]
 fn kernel_with_trusted_markers() {
     need_mounts!();
+    need!(without::lists_trusted());
     need!(without::has(&[Lack::Whiteouts]));
     both_ways(&TRUSTED, &OURS, Form::Kernel);
     both_ways(&OURS, &TRUSTED, Form::Kernel);
@@ -117,6 +118,7 @@ fn kernel_with_trusted_markers() {
 #[test]
 fn kernel_with_user_markers() {
     need_mounts!();
+    need!(without::lists_trusted());
     need!(without::has(&[Lack::Whiteouts]));
     both_ways(&USER, &OURS_USER, Form::UserOpaque);
     both_ways(&OURS_USER, &USER, Form::UserOpaque);
@@ -126,6 +128,7 @@ fn kernel_with_user_markers() {
 #[test]
 fn user_markers_are_read_by_default() {
     need_mounts!();
+    need!(without::lists_trusted());
     both_ways(&USER, &OURS_USER, Form::UserOpaque);
     let scratch = Scratch::disk();
     let stack = Stack {
@@ -144,6 +147,7 @@ fn user_markers_are_read_by_default() {
 #[test]
 fn fuse_overlayfs_of_debian() {
     need_mounts!();
+    need!(without::lists_trusted());
     need!(without::has(&[Lack::Whiteouts]));
     let peer = need!(peer());
     both_ways(&peer, &OURS, Form::FuseOverlayfs);

@@ -3,11 +3,12 @@
 use testkit::fixture::Fixture;
 use testkit::mount::KERNEL;
 use testkit::tree::{self, Mask};
-use testkit::{layers, need_mounts};
+use testkit::{layers, need, need_mounts, without};
 
 #[test]
 fn reads_as_the_kernels() {
     need_mounts!();
+    need!(without::lists_trusted());
     let layers = layers::standard();
     let oracle = Fixture::with(&KERNEL, &layers, layers::Form::Kernel, false).tree();
     let union = Fixture::read_only(&layers).tree();

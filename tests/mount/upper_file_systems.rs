@@ -10,7 +10,7 @@ use testkit::layers::{self, Form};
 use testkit::mount::{Fs, KERNEL, Mounted, Scratch, Stack, UNIONFS};
 use testkit::need::Needed;
 use testkit::tree::{self, Mask};
-use testkit::{need, need_mounts};
+use testkit::{need, need_mounts, without};
 
 /// What every upper can do: new files, copy-ups, whiteouts, opaque directories, and names that come
 /// back over whiteouts.
@@ -179,6 +179,7 @@ fn kernel_overlayfs() {
 #[test]
 fn unionfs() {
     need_mounts!();
+    need!(without::lists_trusted());
     as_on_disk(&need!(stacked(&UNIONFS)), &[ANYWHERE, WITH_XATTRS]);
 }
 

@@ -8,7 +8,7 @@ use testkit::fixture::Fixture;
 use testkit::layers::{self, Form, Layer};
 use testkit::mount::{self, Fs, KERNEL, Scratch, Stack, UNIONFS};
 use testkit::tree::{self, Mask};
-use testkit::{exec, need, need_mounts, script};
+use testkit::{exec, need, need_mounts, script, without};
 
 /// Without an upper there is no index.
 const KERNEL_READ_ONLY: Fs = Fs::Kernel("redirect_dir=follow,metacopy=off");
@@ -16,6 +16,7 @@ const KERNEL_READ_ONLY: Fs = Fs::Kernel("redirect_dir=follow,metacopy=off");
 #[test]
 fn the_xattr_form_hides_and_comes_back() {
     need_mounts!();
+    need!(without::lists_trusted());
     let outer = Scratch::disk();
     let stack = Stack {
         lowers: vec![outer.dir("low")],

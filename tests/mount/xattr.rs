@@ -4,13 +4,14 @@
 use testkit::fixture::Fixture;
 use testkit::layers::{self, Form, Layer, net_raw_capability};
 use testkit::mount::{Fs, KERNEL, subject};
-use testkit::need_mounts;
 use testkit::stats::requests_of;
 use testkit::tree::{self, Mask, is_private};
+use testkit::{need, need_mounts, without};
 
 #[test]
 fn set_get_list_remove() {
     need_mounts!();
+    need!(without::lists_trusted());
     let mut f = Fixture::standard();
     f.expect(&[
         ("listxattr tagged", "trusted.note user.colour"),
@@ -65,6 +66,7 @@ fn names_seen(path: &std::path::Path) -> Vec<String> {
 #[test]
 fn trusted_names_are_for_administrators() {
     need_mounts!();
+    need!(without::lists_trusted());
     let layers = layers::standard();
     let kernel = Fixture::with(&KERNEL, &layers, Form::Kernel, true);
     let expected = names_seen(&kernel.at("tagged"));

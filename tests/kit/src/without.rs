@@ -206,6 +206,15 @@ pub fn asked() -> Vec<Lack> {
         .collect()
 }
 
+/// As [`has`], for tests of `trusted.*` xattrs in lists: without pidfd_open(2) the server does not know who
+/// may see them.
+///
+/// # Errors
+/// As [`has`].
+pub fn lists_trusted() -> Result<(), String> {
+    has(&[Lack::Linux4_18, Lack::OldFilter])
+}
+
 /// As [`has`], for tests of what file handles alone make possible: groups of hard links that a copy-up
 /// keeps, numbers that outlive a mount, and metacopies in uppers of others.
 ///
