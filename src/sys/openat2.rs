@@ -63,6 +63,17 @@ pub(super) fn is_missing(error: Errno) -> bool {
     error == Errno::NOSYS || error == Errno::PERM && *FILTERED.get_or_init(refuses)
 }
 
+/// Returns the number of the mount of a file.
+///
+/// # Errors
+/// EXDEV if nothing tells it; those of a shortage, which may pass.
+fn mount_of(file: &OwnedFd) -> Result<u64, Errno> {
+    mount_id(file).map_err(|error| match error {
+        Errno::MFILE | Errno::NFILE | Errno::NOMEM => error,
+        _ => Errno::XDEV,
+    })
+}
+
 /// Opens `path` name by name.
 fn walk(
     dir: BorrowedFd<'_>,
@@ -95,7 +106,7 @@ fn walk(
         must_be_dir: false,
     };
     if resolve.contains(ResolveFlags::NO_XDEV) {
-        walk.mount = Some(mount_id(&walk.dir).map_err(|_| Errno::XDEV)?);
+        walk.mount = Some(mount_of(&walk.dir)?);
     }
     walk.add(path)?;
     loop {
@@ -209,7 +220,7 @@ impl Walk<'_> {
 
     fn require_mount(&self, file: &OwnedFd) -> Result<(), Errno> {
         match self.mount {
-            Some(mount) if mount_id(file) != Ok(mount) => Err(Errno::XDEV),
+            Some(mount) if mount_of(file)? != mount => Err(Errno::XDEV),
             _ => Ok(()),
         }
     }

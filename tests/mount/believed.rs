@@ -216,6 +216,7 @@ fn rename_to_secret(upper: &Path) -> PathBuf {
 #[test]
 fn a_metacopy_that_nothing_ties_to_its_data_has_none() {
     need_mounts!();
+    need!(without::has_file_handles());
     for forged in [false, true] {
         let scratch = Scratch::disk();
         let (mut stack, upper) = with_metacopy(&scratch);

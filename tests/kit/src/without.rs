@@ -230,7 +230,7 @@ pub fn has_file_handles() -> Result<(), String> {
 /// # Errors
 /// As [`has`].
 pub fn has_statx() -> Result<(), String> {
-    has(&[Lack::Statx])
+    has(&[Lack::Statx, Lack::OldFilter])
 }
 
 /// Whether mounts of the tests have these. The error is the reason why a test whose expectation needs
