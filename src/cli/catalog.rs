@@ -373,17 +373,21 @@ pub(super) fn note(options: &MountOptions, chain: &Chain) -> Option<Vec<u8>> {
 
 /// Returns the catalog of a mounted image, chosen by the options.
 pub(super) fn of_image(options: &MountOptions, chain: Option<Label>) -> Option<MountCatalog> {
-    match &options.catalog {
-        CatalogChoice::On => Some(own_catalogs()?.choose(chain?)),
-        CatalogChoice::File(path) => MountCatalog::file(path).ok(),
-        CatalogChoice::Off => None,
-    }
+    chosen(options, |own| Some(own.choose(chain?)))
 }
 
 /// Returns the catalog of mounted directories: the named one, or that of lowers that cannot change.
 pub(super) fn of_directories(options: &MountOptions, stack: &StackSpec) -> Option<MountCatalog> {
+    chosen(options, |own| own.of_unwritable(stack))
+}
+
+/// Returns the catalog that the options choose; `by_itself` is that of `catalog=on`.
+fn chosen(
+    options: &MountOptions,
+    by_itself: impl FnOnce(ImageCatalogs) -> Option<MountCatalog>,
+) -> Option<MountCatalog> {
     match &options.catalog {
-        CatalogChoice::On => own_catalogs()?.of_unwritable(stack),
+        CatalogChoice::On => by_itself(own_catalogs()?),
         CatalogChoice::File(path) => MountCatalog::file(path).ok(),
         CatalogChoice::Off => None,
     }

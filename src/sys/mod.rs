@@ -18,6 +18,7 @@ pub mod interrupt;
 pub mod landlock;
 pub(crate) mod map;
 pub mod memory;
+mod missing;
 #[cfg_attr(
     not(feature = "fuse"),
     allow(dead_code, reason = "only the walk of paths uses it")

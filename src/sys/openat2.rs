@@ -14,6 +14,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
+use super::missing::says_missing;
 use super::stat::mount_id;
 
 /// The limit of the kernel (MAXSYMLINKS).
@@ -51,16 +52,13 @@ pub fn openat2(
     }
 }
 
-/// Whether this error of openat2(2) says that there is no such call. Filters of system calls that do
-/// not know it (Docker before 20.10) refuse it with EPERM. Nothing else refuses the root directory so.
+/// Whether this error of openat2(2) says that there is no such call.
 pub(super) fn is_missing(error: Errno) -> bool {
     static FILTERED: OnceLock<bool> = OnceLock::new();
-    let refuses = || {
+    says_missing(error, &FILTERED, || {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let root = rustix::fs::openat2(CWD, c"/", flags, Mode::empty(), ResolveFlags::empty());
-        root.is_err_and(|error| error == Errno::PERM)
-    };
-    error == Errno::NOSYS || error == Errno::PERM && *FILTERED.get_or_init(refuses)
+        rustix::fs::openat2(CWD, c"/", flags, Mode::empty(), ResolveFlags::empty())
+    })
 }
 
 /// Returns the number of the mount of a file.

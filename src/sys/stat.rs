@@ -10,6 +10,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat, Statx, StatxAttributes, Statx
 use rustix::io::Errno;
 use rustix::path::Arg;
 
+use super::missing::says_missing;
+
 /// The flags of statx(2) that say how much a server is asked. fstatat(2) has known them since
 /// Linux 4.11.
 const SYNC: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::STATX_FORCE_SYNC);
@@ -47,15 +49,12 @@ pub fn statx(
     Ok(answer)
 }
 
-/// Whether this error of statx(2) says that there is no such call. Filters of system calls that do not
-/// know it refuse it with EPERM. Nothing else refuses the root directory so.
+/// Whether this error of statx(2) says that there is no such call.
 pub fn is_missing(error: Errno) -> bool {
     static FILTERED: OnceLock<bool> = OnceLock::new();
-    let refuses = || {
-        let root = rustix::fs::statx(CWD, c"/", AtFlags::empty(), StatxFlags::empty());
-        root.is_err_and(|error| error == Errno::PERM)
-    };
-    error == Errno::NOSYS || error == Errno::PERM && *FILTERED.get_or_init(refuses)
+    says_missing(error, &FILTERED, || {
+        rustix::fs::statx(CWD, c"/", AtFlags::empty(), StatxFlags::empty())
+    })
 }
 
 fn statat(dir: BorrowedFd<'_>, name: impl Arg + Copy, flags: AtFlags) -> Result<Stat, Errno> {

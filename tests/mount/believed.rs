@@ -3,13 +3,12 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use testkit::fixture::Fixture;
 use testkit::layers::{Layer, Node};
-use testkit::mount::{Fs, Mounted, Scratch, Stack, subject};
+use testkit::mount::{Fs, Scratch, Stack, subject};
 use testkit::without::{self, Lack};
-use testkit::{need, need_mounts, program, tree};
+use testkit::{need, need_mounts, tree};
 
 const USER: u32 = 4711;
 const SECRET: &str = "what root wrote";
@@ -248,11 +247,7 @@ fn without_file_handles_a_metacopy_of_users_has_no_data() {
     let scratch = Scratch::disk();
     let (stack, upper) = with_metacopy(&scratch);
     rename_to_secret(&upper);
-    let mut command = Command::new(program());
-    command.args(["-o", &stack.options()]).arg(&stack.mnt);
-    let output = without::output(&mut command, &[Lack::FileHandles]).unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let mounted = Mounted::new(&stack.mnt, true);
+    let mounted = without::mount(&stack, "", &[Lack::FileHandles]);
     let read = std::fs::read(mounted.path().join("etc/shadow"));
     assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EIO));
     mounted.unmount();

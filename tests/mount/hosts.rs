@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use testkit::fixture::Fixture;
-use testkit::mount::{Mounted, Scratch, Stack};
+use testkit::mount::{Scratch, Stack};
 use testkit::need;
 use testkit::need::has_tools;
 use testkit::tree::{self, Mask};
@@ -46,13 +46,7 @@ fn without(lacks: &[Lack], options: &str) {
     let scratch = Scratch::disk();
     let lowers = layers::write_all(&layers::standard(), scratch.path(), layers::Form::Kernel);
     let stack = Stack::writable(&scratch, lowers);
-    let mount = || {
-        let mut command = Command::new(program());
-        command.args(["-o", &format!("{}{options}", stack.options())]);
-        let output = without::output(command.arg(&stack.mnt), lacks).unwrap();
-        assert!(output.status.success(), "{lacks:?} {output:?}");
-        Mounted::new(&stack.mnt, true)
-    };
+    let mount = || without::mount(&stack, options, lacks);
     let mounted = mount();
     for line in OPERATIONS.lines() {
         let ops = testkit::script::parse(line);

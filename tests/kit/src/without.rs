@@ -7,6 +7,8 @@
 use std::io;
 use std::process::{Command, Output};
 
+use crate::mount::{Mounted, Stack};
+
 /// Something that a host can lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lack {
@@ -204,6 +206,18 @@ pub fn asked() -> Vec<Lack> {
         .filter(|name| !name.is_empty())
         .map(lack)
         .collect()
+}
+
+/// Mounts a stack by a program that lacks these. `options` follow those of the stack.
+///
+/// # Panics
+/// If the mount fails.
+pub fn mount(stack: &Stack, options: &str, lacks: &[Lack]) -> Mounted {
+    let mut command = Command::new(crate::program());
+    command.args(["-o", &format!("{}{options}", stack.options())]);
+    let output = output(command.arg(&stack.mnt), lacks).unwrap();
+    assert!(output.status.success(), "{lacks:?} {output:?}");
+    Mounted::new(&stack.mnt, true)
 }
 
 /// As [`has`], for tests of `trusted.*` xattrs in lists: without pidfd_open(2) the server does not know who
