@@ -197,8 +197,15 @@ pub(super) trait Failure: Sized + Send + 'static {
 
     /// Fails with the error of the union, and logs it once: errors that the user caused at debug
     /// level, faults of the server or the disk for the administrator.
+    ///
+    /// ENOSYS becomes EOPNOTSUPP. A file system of a layer can answer it. To the kernel it would mean that
+    /// the server has no such operation: the kernel would send none of that kind any more for any file
+    /// of the mount. After GETXATTR it would enforce no ACL.
     fn fail(self, error: &union::Error) {
-        let errno = error.errno();
+        let errno = match error.errno() {
+            libc::ENOSYS => libc::EOPNOTSUPP,
+            errno => errno,
+        };
         match errno {
             libc::EIO
             | libc::EUCLEAN

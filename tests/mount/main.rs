@@ -47,6 +47,7 @@ mod read_only;
 mod read_write;
 mod readdir;
 mod recorded;
+mod refusing_layers;
 mod rename;
 mod rename_flags;
 mod rmdir;

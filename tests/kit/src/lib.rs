@@ -13,6 +13,7 @@ pub mod deliberate;
 pub mod descriptor;
 pub mod disk;
 pub mod exec;
+pub mod failing_fs;
 pub mod fixture;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;

@@ -1,0 +1,227 @@
+//! A layer whose file system answers ENOSYS. To the kernel, ENOSYS from a server of FUSE means that it
+//! has no such operation at all: it would send none of that kind any more, for any file of the mount.
+
+use std::fs::{File, OpenOptions};
+use std::path::Path;
+use std::process::Command;
+
+use rustix::fs::{
+    FallocateFlags, RenameFlags, SeekFrom, XattrFlags, getxattr, listxattr, removexattr, setxattr,
+};
+use rustix::io::Errno;
+use testkit::failing_fs::{self, FailingFs};
+use testkit::layers::acl;
+use testkit::mount::{Fs, Mounted, Scratch, Stack};
+use testkit::need::has_tools;
+use testkit::stats::requests_of;
+use testkit::{need, need_mounts};
+
+/// A union of a file system that fails, and a directory.
+struct Bed {
+    // The fields are dropped in this order: first the mount, then its layers.
+    mounted: Mounted,
+    failing: FailingFs,
+    _scratch: Scratch,
+}
+
+impl Bed {
+    fn new(options: &'static str) -> Self {
+        let scratch = Scratch::disk();
+        let lowers = vec![scratch.dir("failing"), scratch.dir("lower")];
+        for name in ["good", "other"] {
+            std::fs::write(lowers[1].join(name), "good").unwrap();
+        }
+        for name in ["known", "secret"] {
+            let path = lowers[1].join(name);
+            std::fs::write(&path, "secret").unwrap();
+            std::os::unix::fs::chown(&path, Some(0), Some(5)).unwrap();
+            // The group has no right of its own. The mode shows the mask in its place.
+            let rights = acl(6, &[(1000, 6)], 0, 6, 0);
+            let flags = XattrFlags::empty();
+            setxattr(&path, "system.posix_acl_access", &rights, flags).unwrap();
+        }
+        let failing = FailingFs::mount(&lowers[0]);
+        let stack = Stack::writable(&scratch, lowers);
+        Self {
+            mounted: Fs::Unionfs(options).mount(&stack),
+            failing,
+            _scratch: scratch,
+        }
+    }
+
+    fn at(&self, name: &str) -> std::path::PathBuf {
+        self.mounted.path().join(name)
+    }
+
+    /// Runs all that may fail at the file of the layer that fails. If it is `opened` for writing before,
+    /// passthrough has copied it up.
+    fn provoke(&self, opened: bool, errno: i32) {
+        let path = self.at(failing_fs::NAME);
+        // The kernel knows the file from now on.
+        path.metadata().unwrap();
+        let open = || OpenOptions::new().read(true).write(true).open(&path);
+        let open = opened.then(|| open().unwrap());
+        let target = File::create(self.at("target")).unwrap();
+        self.failing.fails_with(errno);
+        let failed = errors(&path);
+        // The answers differ with the options. What matters is what other files can do afterwards.
+        if let Some(open) = open {
+            let _ = rustix::fs::fallocate(&open, FallocateFlags::empty(), 0, 4096);
+            let _ = rustix::fs::seek(&open, SeekFrom::Hole(0));
+            let _ = rustix::fs::copy_file_range(&open, None, &target, None, 10);
+            let _ = rustix::fs::ioctl_getflags(&open);
+            let _ = open.sync_all();
+        }
+        self.failing.fails_with(0);
+        let (what, error) = failed[0];
+        assert!(opened || error.is_some(), "{what} of a layer that fails");
+    }
+}
+
+/// Tries operations on a file, and returns the errors.
+fn errors(path: &Path) -> Vec<(&'static str, Option<i32>)> {
+    let of = |error: Errno| Some(error.raw_os_error());
+    let io = |result: std::io::Result<File>| result.err().and_then(|e| e.raw_os_error());
+    let mut names = [0u8; 256];
+    vec![
+        (
+            "getxattr",
+            getxattr(path, "user.a", &mut names).err().and_then(of),
+        ),
+        (
+            "acl",
+            getxattr(path, "system.posix_acl_access", &mut names)
+                .err()
+                .and_then(of),
+        ),
+        ("listxattr", listxattr(path, &mut names).err().and_then(of)),
+        (
+            "setxattr",
+            setxattr(path, "user.a", b"1", XattrFlags::empty())
+                .err()
+                .and_then(of),
+        ),
+        (
+            "removexattr",
+            removexattr(path, "user.a").err().and_then(of),
+        ),
+        (
+            "read",
+            std::fs::read(path).err().and_then(|e| e.raw_os_error()),
+        ),
+        (
+            "open",
+            io(OpenOptions::new().read(true).write(true).open(path)),
+        ),
+        (
+            "truncate",
+            io(OpenOptions::new().write(true).truncate(true).open(path)),
+        ),
+        (
+            "rename",
+            std::fs::rename(path, path.with_extension("moved"))
+                .err()
+                .and_then(|e| e.raw_os_error()),
+        ),
+        (
+            "link",
+            std::fs::hard_link(path, path.with_extension("linked"))
+                .err()
+                .and_then(|e| e.raw_os_error()),
+        ),
+        (
+            "chmod",
+            rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o600))
+                .err()
+                .and_then(of),
+        ),
+    ]
+}
+
+/// Whether a user of the group of a file may read it.
+fn group_reads(path: &Path) -> bool {
+    let mut cat = Command::new("setpriv");
+    cat.args(["--reuid=1001", "--regid=5", "--clear-groups", "cat"]);
+    cat.arg(path).output().unwrap().status.success()
+}
+
+#[test]
+fn it_takes_no_acl_away() {
+    need_mounts!();
+    need!(has_tools(&["setpriv"]));
+    let bed = Bed::new("");
+    assert!(!group_reads(&bed.at("known")));
+    bed.provoke(false, libc::ENOSYS);
+    // The kernel has not asked for the ACL of this one before.
+    assert!(!group_reads(&bed.at("secret")), "the ACL is not enforced");
+}
+
+#[test]
+fn it_switches_nothing_off() {
+    need_mounts!();
+    for (options, opened) in [
+        ("", false),
+        ("", true),
+        ("io=cached", false),
+        ("io=cached", true),
+    ] {
+        let bed = Bed::new(options);
+        bed.provoke(opened, libc::ENOSYS);
+        let good = bed.at("good");
+        let mut value = [0u8; 16];
+        setxattr(&good, "user.a", b"1", XattrFlags::empty()).unwrap();
+        assert_eq!(getxattr(&good, "user.a", &mut value), Ok(1));
+        assert!(listxattr(&good, &mut [0u8; 64][..]).unwrap() >= 7);
+        removexattr(&good, "user.a").unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&good);
+        let file = file.unwrap();
+        file.set_len(1 << 20).unwrap();
+        let hole = rustix::fs::seek(&file, SeekFrom::Hole(0)).unwrap();
+        assert!(hole < 1 << 20, "{options}: no hole is found");
+        rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 1 << 20).unwrap();
+        let flags = |old: &str, new: &str, flags| {
+            let dir = File::open(bed.mounted.path()).unwrap();
+            rustix::fs::renameat_with(&dir, old, &dir, new, flags)
+        };
+        flags("good", "better", RenameFlags::NOREPLACE).unwrap();
+        let sent = requests_of(bed.mounted.path(), || {
+            File::open(bed.at("other")).unwrap();
+            let target = File::create(bed.at("copy")).unwrap();
+            rustix::fs::copy_file_range(&file, None, &target, None, 4).unwrap();
+            target.sync_all().unwrap();
+        });
+        let mut asked = vec!["COPY_FILE_RANGE", "FSYNC"];
+        asked.extend(options.is_empty().then_some("OPEN"));
+        for name in asked {
+            let same = |sent: &&String| sent.starts_with(name);
+            assert!(
+                sent.keys().any(|sent| same(&sent)),
+                "{options}: {name} in {sent:?}"
+            );
+        }
+    }
+}
+
+/// All numbers of errors.h but two: EINTR and EAGAIN make the server try again.
+#[test]
+fn no_error_concerns_other_files() {
+    need_mounts!();
+    need!(has_tools(&["setpriv"]));
+    let bed = Bed::new("");
+    let again = [libc::EINTR, libc::EAGAIN];
+    for errno in (1..=133).filter(|errno| !again.contains(errno)) {
+        bed.provoke(false, errno);
+        let good = bed.at("good");
+        let mut value = [0u8; 16];
+        setxattr(&good, "user.a", b"1", XattrFlags::empty()).unwrap();
+        assert_eq!(getxattr(&good, "user.a", &mut value), Ok(1), "{errno}");
+        removexattr(&good, "user.a").unwrap();
+        assert_eq!(std::fs::read(&good).unwrap(), b"good", "{errno}");
+        assert_eq!(
+            std::fs::read(bed.at(failing_fs::NAME)).unwrap(),
+            failing_fs::TEXT,
+            "{errno}"
+        );
+    }
+    assert!(!group_reads(&bed.at("secret")), "the ACL is not enforced");
+}
