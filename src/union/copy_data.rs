@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use super::interrupted::Interruptions;
 use crate::sys::sync::atomic::{AtomicBool, Ordering};
 
 /// The number of bytes per copy_file_range(2), or per read and write if the kernel cannot copy. A
@@ -103,6 +104,7 @@ fn pieces(start: u64, end: u64) -> impl Iterator<Item = std::ops::Range<u64>> {
 
 fn copy_extent(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64, Errno> {
     let mut pos = start;
+    let mut interruptions = Interruptions::default();
     while pos < end {
         let piece = usize::try_from(end - pos).map_or(STEP, |left| left.min(STEP));
         let (mut from_off, mut to_off) = (pos, pos);
@@ -112,11 +114,10 @@ fn copy_extent(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u64
                 pos += n as u64;
                 give_way(pos < end);
             }
-            Err(Errno::INTR) => {}
             Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::IO) => {
                 return copy_by_hand(from, to, pos, end).map(|n| pos - start + n);
             }
-            Err(e) => return Err(e),
+            Err(e) => interruptions.ignore(e)?,
         }
     }
     Ok(pos - start)
@@ -134,6 +135,7 @@ fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u6
     buffer.try_reserve_exact(STEP).map_err(|_| Errno::NOMEM)?;
     buffer.resize(STEP, 0u8);
     let mut pos = start;
+    let mut interruptions = Interruptions::default();
     while pos < end {
         let want = usize::try_from(end - pos)
             .unwrap_or(usize::MAX)
@@ -141,15 +143,18 @@ fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> Result<u6
         let got = match rustix::io::pread(from, &mut buffer[..want], pos) {
             Ok(0) => break,
             Ok(n) => n,
-            Err(Errno::INTR) => continue,
-            Err(e) => return Err(e),
+            Err(e) => {
+                interruptions.ignore(e)?;
+                continue;
+            }
         };
         let mut done = 0;
         while done < got {
             match rustix::io::pwrite(to, &buffer[done..got], pos + done as u64) {
+                // Only a file system in user space answers so.
+                Ok(0) => return Err(Errno::IO),
                 Ok(n) => done += n,
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e),
+                Err(e) => interruptions.ignore(e)?,
             }
         }
         pos += got as u64;

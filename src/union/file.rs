@@ -10,8 +10,9 @@ use rustix::io::Errno;
 use super::Union;
 use super::attr::drop_set_id;
 use super::direct_io::{aligned, aligned_into};
-use super::error::Result;
+use super::error::{Error, Result};
 use super::inode::Inode;
+use super::interrupted::Interruptions;
 use super::protect::{check_allocate, check_changeable, check_write};
 use super::stack::Access;
 use super::types::{Caching, FileKind, Ino, Position, SetIdLoss, SyncExtent, Write};
@@ -22,7 +23,9 @@ const SEEK_HOLE: u32 = 4;
 
 impl Union {
     /// Reads into `buf` at `offset` and returns the number of bytes, which is short only at the end
-    /// of the file.
+    /// of the file. To the kernel a short answer about cached data is the end, so an error is an error
+    /// for all of `buf`: the kernel asks again, page by page. With [`Caching::Direct`] the bytes before
+    /// the error are returned, as by read(2).
     ///
     /// # Errors
     /// EISDIR, EINVAL for a file that is not regular or for misaligned access with
@@ -33,9 +36,12 @@ impl Union {
             .data_fd(&*self.names.regular(ino)?, Access::Read)?;
         let fd = data.for_io(caching);
         if caching == Caching::Direct {
-            aligned_into(buf, |buf| read_all(fd, offset, buf))
+            aligned_into(buf, |buf| match read_all(fd, offset, buf) {
+                Err((error, 0)) => Err(error),
+                Err((_, done)) | Ok(done) => Ok(done),
+            })
         } else {
-            read_all(fd, offset, buf)
+            read_all(fd, offset, buf).map_err(|(error, _)| error)
         }
     }
 
@@ -214,16 +220,17 @@ impl Union {
     }
 }
 
-fn read_all(fd: BorrowedFd<'_>, offset: u64, buf: &mut [u8]) -> Result<usize> {
+/// Reads up to the end of the file. The error has the number of bytes before it.
+fn read_all(fd: BorrowedFd<'_>, offset: u64, buf: &mut [u8]) -> Result<usize, (Error, usize)> {
     let mut done = 0;
+    let mut interruptions = Interruptions::default();
     while done < buf.len() {
-        let at = offset.checked_add(done as u64).ok_or(Errno::INVAL)?;
+        let at = offset.checked_add(done as u64);
+        let at = at.ok_or_else(|| (Errno::INVAL.into(), done))?;
         match rustix::io::pread(fd, &mut buf[done..], at) {
             Ok(0) => break,
             Ok(n) => done += n,
-            Err(Errno::INTR) => {}
-            Err(e) if done == 0 => return Err(e.into()),
-            Err(_) => break,
+            Err(e) => interruptions.ignore(e).map_err(|e| (e.into(), done))?,
         }
     }
     Ok(done)
@@ -231,15 +238,18 @@ fn read_all(fd: BorrowedFd<'_>, offset: u64, buf: &mut [u8]) -> Result<usize> {
 
 fn write_all(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
     let mut done = 0;
+    let mut interruptions = Interruptions::default();
     while done < data.len() {
         let at = offset.checked_add(done as u64).ok_or(Errno::FBIG)?;
         match rustix::io::pwrite(fd, &data[done..], at) {
             Ok(0) => break,
             Ok(n) => done += n,
-            Err(Errno::INTR) => {}
-            // Returns the number of bytes written so far. The next write gets the error.
-            Err(_) if done > 0 => break,
-            Err(e) => return Err(e.into()),
+            Err(e) => match interruptions.ignore(e) {
+                Ok(()) => {}
+                // Returns the number of bytes written so far. The next write gets the error.
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e.into()),
+            },
         }
     }
     Ok(done)

@@ -60,6 +60,7 @@ mod file;
 mod handle_lookup;
 mod hardlink_index;
 mod inode;
+mod interrupted;
 mod link;
 mod listings;
 mod lock_order;

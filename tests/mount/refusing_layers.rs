@@ -2,11 +2,12 @@
 //! has no such operation at all: it would send none of that kind any more, for any file of the mount.
 
 use std::fs::{File, OpenOptions};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::{
-    FallocateFlags, RenameFlags, SeekFrom, XattrFlags, getxattr, listxattr, removexattr, setxattr,
+    FallocateFlags, Mode, OFlags, RenameFlags, SeekFrom, XattrFlags, getxattr, listxattr,
+    removexattr, setxattr,
 };
 use rustix::io::Errno;
 use testkit::failing_fs::{self, FailingFs};
@@ -21,6 +22,8 @@ struct Bed {
     // The fields are dropped in this order: first the mount, then its layers.
     mounted: Mounted,
     failing: FailingFs,
+    /// Where the file system that fails is mounted.
+    lower: PathBuf,
     _scratch: Scratch,
 }
 
@@ -40,16 +43,18 @@ impl Bed {
             let flags = XattrFlags::empty();
             setxattr(&path, "system.posix_acl_access", &rights, flags).unwrap();
         }
-        let failing = FailingFs::mount(&lowers[0]);
+        let lower = lowers[0].clone();
+        let failing = FailingFs::mount(&lower);
         let stack = Stack::writable(&scratch, lowers);
         Self {
             mounted: Fs::Unionfs(options).mount(&stack),
             failing,
+            lower,
             _scratch: scratch,
         }
     }
 
-    fn at(&self, name: &str) -> std::path::PathBuf {
+    fn at(&self, name: &str) -> PathBuf {
         self.mounted.path().join(name)
     }
 
@@ -131,7 +136,7 @@ fn errors(path: &Path) -> Vec<(&'static str, Option<i32>)> {
         ),
         (
             "chmod",
-            rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o600))
+            rustix::fs::chmod(path, Mode::from_raw_mode(0o600))
                 .err()
                 .and_then(of),
         ),
@@ -224,4 +229,64 @@ fn no_error_concerns_other_files() {
         );
     }
     assert!(!group_reads(&bed.at("secret")), "the ACL is not enforced");
+}
+
+/// Reads a file piece by piece. Returns the number of bytes before the error, or before the end.
+fn read_to_error(file: &File) -> (u64, Option<Errno>) {
+    let mut buffer = [0u8; 8192];
+    let mut count = 0;
+    loop {
+        match rustix::io::read(file, &mut buffer) {
+            Ok(0) => return (count, None),
+            Ok(n) => count += n as u64,
+            Err(error) => return (count, Some(error)),
+        }
+    }
+}
+
+/// A read that fails in the middle of a file is an error at that place, as on overlayfs. Were the answer
+/// only shorter, the kernel would take the place for the end of the file.
+#[test]
+fn a_bad_place_is_no_end() {
+    need_mounts!();
+    let bad = 20 << 10;
+    for options in ["", "io=cached", "ro", "io=shared"] {
+        for errno in [Errno::IO, Errno::INTR, Errno::NODATA] {
+            let bed = Bed::new(options);
+            bed.failing.is_bad_from(bad, errno.raw_os_error());
+            let below = File::open(bed.lower.join(failing_fs::LONG)).unwrap();
+            assert_eq!(read_to_error(&below), (bad, Some(errno)));
+            let file = File::open(bed.at(failing_fs::LONG)).unwrap();
+            let read = read_to_error(&file);
+            assert_eq!(read, (bad, Some(errno)), "{options}");
+            let size = file.metadata().unwrap().len();
+            assert_eq!(size, failing_fs::LONG_SIZE, "{options}, {errno}");
+            let mut rest = [0u8; 100];
+            let behind = rustix::io::pread(&file, &mut rest, bad + 50_000);
+            assert_eq!(behind, Err(errno), "{options}");
+            // A copy is whole, or there is none. The standard library would try again after EINTR.
+            if options != "ro" {
+                let flags = OFlags::RDWR | OFlags::APPEND;
+                let written = rustix::fs::open(bed.at(failing_fs::LONG), flags, Mode::empty())
+                    .and_then(|file| rustix::io::write(file, b"x"));
+                assert_eq!(written, Err(errno), "{options}");
+            }
+            assert_eq!(file.metadata().unwrap().len(), failing_fs::LONG_SIZE);
+        }
+    }
+}
+
+/// Such a file system may say for ever that a signal has interrupted it.
+#[test]
+fn interruptions_end() {
+    need_mounts!();
+    for options in ["", "io=cached"] {
+        let bed = Bed::new(options);
+        bed.failing.is_bad_from(0, libc::EINTR);
+        let path = bed.at(failing_fs::LONG);
+        let file = File::open(&path).unwrap();
+        assert_eq!(read_to_error(&file), (0, Some(Errno::INTR)), "{options}");
+        rustix::fs::chmod(&path, Mode::from_raw_mode(0o600)).unwrap_err();
+        assert_eq!(std::fs::read(bed.at("good")).unwrap(), b"good");
+    }
 }

@@ -1,10 +1,10 @@
-//! A FUSE file system with one file, whose answers a test turns into an error: what the owner of a layer
-//! can make root's mount see.
+//! A FUSE file system with two files, whose answers a test turns into an error: what the owner of a layer
+//! can make root's mount see, and what a bad disk does.
 
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
@@ -13,18 +13,25 @@ use fuser::{
     SessionACL,
 };
 
-/// The name of its file.
+/// The name of a short file.
 pub const NAME: &str = "file";
-/// The contents of the file.
+/// The contents of the short file.
 pub const TEXT: &[u8] = b"text of a file system in user space";
+/// The name of a long file, all of whose bytes are [`BYTE`].
+pub const LONG: &str = "long";
+/// The size of the long file.
+pub const LONG_SIZE: u64 = 256 << 10;
+/// See [`LONG`].
+pub const BYTE: u8 = b'l';
 
 /// The kernel asks for everything again.
 const NEVER: Duration = Duration::ZERO;
 const FILE: INodeNo = INodeNo(2);
+const LONG_FILE: INodeNo = INodeNo(3);
 
 /// The file system, mounted until it is dropped.
 pub struct FailingFs {
-    error: Arc<AtomicI32>,
+    state: Arc<State>,
     _session: BackgroundSession,
 }
 
@@ -34,28 +41,45 @@ impl FailingFs {
     /// # Panics
     /// If it cannot be mounted.
     pub fn mount(dir: &Path) -> Self {
-        let error = Arc::new(AtomicI32::new(0));
+        let state = Arc::new(State {
+            error: AtomicI32::new(0),
+            bad_from: AtomicU64::new(u64::MAX),
+            error_of_bad: AtomicI32::new(0),
+        });
         let mut config = Config::default();
         config.acl = SessionACL::All;
-        let answers = Answers(Arc::clone(&error));
+        let answers = Answers(Arc::clone(&state));
         let session = fuser::spawn_mount(answers, dir, &config).unwrap();
         Self {
-            error,
+            state,
             _session: session,
         }
     }
 
     /// Lets every lookup, read and question for attributes fail with this number; 0: none.
     pub fn fails_with(&self, errno: i32) {
-        self.error.store(errno, Ordering::SeqCst);
+        self.state.error.store(errno, Ordering::SeqCst);
+    }
+
+    /// Lets reads of the long file fail with this number if they concern this offset or what is behind it.
+    /// The kernel then reads page by page.
+    pub fn is_bad_from(&self, offset: u64, errno: i32) {
+        self.state.error_of_bad.store(errno, Ordering::SeqCst);
+        self.state.bad_from.store(offset, Ordering::SeqCst);
     }
 }
 
-struct Answers(Arc<AtomicI32>);
+struct State {
+    error: AtomicI32,
+    bad_from: AtomicU64,
+    error_of_bad: AtomicI32,
+}
+
+struct Answers(Arc<State>);
 
 impl Answers {
     fn error(&self) -> Option<Errno> {
-        match self.0.load(Ordering::SeqCst) {
+        match self.0.error.load(Ordering::SeqCst) {
             0 => None,
             errno => Some(Errno::from_i32(errno)),
         }
@@ -65,6 +89,7 @@ impl Answers {
 fn attr(ino: INodeNo) -> FileAttr {
     let (kind, size, perm, nlink) = match ino {
         FILE => (FileType::RegularFile, TEXT.len() as u64, 0o644, 1),
+        LONG_FILE => (FileType::RegularFile, LONG_SIZE, 0o644, 1),
         _ => (FileType::Directory, 0, 0o755, 2),
     };
     FileAttr {
@@ -91,13 +116,14 @@ impl Filesystem for Answers {
         match self.error() {
             Some(error) => reply.error(error),
             None if name == NAME => reply.entry(&NEVER, &attr(FILE), Generation(0)),
+            None if name == LONG => reply.entry(&NEVER, &attr(LONG_FILE), Generation(0)),
             None => reply.error(Errno::ENOENT),
         }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match self.error() {
-            Some(error) if ino == FILE => reply.error(error),
+            Some(error) if ino != INodeNo::ROOT => reply.error(error),
             _ => reply.attr(&NEVER, &attr(ino)),
         }
     }
@@ -105,19 +131,26 @@ impl Filesystem for Answers {
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         _: FileHandle,
         offset: u64,
-        _: u32,
+        size: u32,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let rest = TEXT.get(offset as usize..).unwrap_or_default();
-        match self.error() {
-            Some(error) => reply.error(error),
-            None => reply.data(rest),
+        if let Some(error) = self.error() {
+            return reply.error(error);
         }
+        if ino == FILE {
+            return reply.data(TEXT.get(offset as usize..).unwrap_or_default());
+        }
+        let bad = self.0.bad_from.load(Ordering::SeqCst);
+        let end = LONG_SIZE.min(offset + u64::from(size));
+        if end > bad {
+            return reply.error(Errno::from_i32(self.0.error_of_bad.load(Ordering::SeqCst)));
+        }
+        reply.data(&vec![BYTE; end.saturating_sub(offset) as usize]);
     }
 
     fn readdir(
@@ -132,6 +165,7 @@ impl Filesystem for Answers {
             (ino, FileType::Directory, "."),
             (INodeNo::ROOT, FileType::Directory, ".."),
             (FILE, FileType::RegularFile, NAME),
+            (LONG_FILE, FileType::RegularFile, LONG),
         ];
         for (at, (ino, kind, name)) in entries.into_iter().enumerate().skip(offset as usize) {
             if reply.add(ino, at as u64 + 1, kind, name) {
