@@ -45,11 +45,12 @@ impl Union {
         }
     }
 
-    /// Writes all of `data` at `offset`; copies the file up.
+    /// Writes `data` at `offset` and returns the number of bytes; copies the file up. Fewer than all
+    /// are written before an error. Of pages of the kernel all are written, or the error is returned: the
+    /// kernel ignores how many were (`fuse_writepage_end` of fs/fuse/file.c), and would drop the rest.
     ///
     /// # Errors
-    /// EROFS without an upper, EPERM for a protected file, ESTALE; else those of write(2), when
-    /// nothing was written.
+    /// EROFS without an upper, EPERM for a protected file, ESTALE; else those of write(2).
     pub fn write(
         &self,
         ino: Ino,
@@ -77,7 +78,12 @@ impl Union {
         } else {
             write_all(fd, offset, data)
         };
-        written.map(|written| skip + written)
+        match written {
+            Ok(written) => Ok(skip + written),
+            // The next write gets the error.
+            Err((_, done)) if done > 0 && !how.pages => Ok(skip + done),
+            Err((error, _)) => Err(error),
+        }
     }
 
     /// Calls fsync(2) or fdatasync(2) on a file. Does nothing for a file that is not in the upper,
@@ -236,20 +242,18 @@ fn read_all(fd: BorrowedFd<'_>, offset: u64, buf: &mut [u8]) -> Result<usize, (E
     Ok(done)
 }
 
-fn write_all(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize> {
+/// Writes all of the data. The error has the number of bytes that were written before it.
+fn write_all(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> Result<usize, (Error, usize)> {
     let mut done = 0;
     let mut interruptions = Interruptions::default();
     while done < data.len() {
-        let at = offset.checked_add(done as u64).ok_or(Errno::FBIG)?;
+        let at = offset.checked_add(done as u64);
+        let at = at.ok_or_else(|| (Errno::FBIG.into(), done))?;
         match rustix::io::pwrite(fd, &data[done..], at) {
-            Ok(0) => break,
+            // Only a file system in user space answers so.
+            Ok(0) => return Err((Errno::IO.into(), done)),
             Ok(n) => done += n,
-            Err(e) => match interruptions.ignore(e) {
-                Ok(()) => {}
-                // Returns the number of bytes written so far. The next write gets the error.
-                Err(_) if done > 0 => break,
-                Err(e) => return Err(e.into()),
-            },
+            Err(e) => interruptions.ignore(e).map_err(|e| (e.into(), done))?,
         }
     }
     Ok(done)
