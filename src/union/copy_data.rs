@@ -68,15 +68,16 @@ pub(crate) fn copy_file(
     let (mut pos, mut copied) = (0, 0);
     while pos < len {
         let start = match rustix::fs::seek(from, SeekFrom::Data(pos)) {
-            Ok(start) => start,
+            // A file system in user space can name an earlier place. The copy must end.
+            Ok(start) => start.max(pos),
             // Only a hole follows, up to the end.
             Err(Errno::NXIO) => break,
             // The file system does not report holes. Everything counts as data.
             Err(_) => pos,
         };
         let end = match rustix::fs::seek(from, SeekFrom::Hole(start)) {
-            Ok(end) => end.min(len),
-            Err(_) => len,
+            Ok(end) if end > start => end.min(len),
+            _ => len,
         };
         if start >= len {
             break;
@@ -87,7 +88,7 @@ pub(crate) fn copy_file(
                 crate::sys::writeback::start(to, piece.start, PIECE);
             }
         }
-        pos = end.max(start + 1);
+        pos = end;
     }
     Ok(Copied::Written(copied))
 }

@@ -24,6 +24,7 @@ struct Bed {
     failing: FailingFs,
     /// Where the file system that fails is mounted.
     lower: PathBuf,
+    upper: PathBuf,
     _scratch: Scratch,
 }
 
@@ -50,6 +51,7 @@ impl Bed {
             mounted: Fs::Unionfs(options).mount(&stack),
             failing,
             lower,
+            upper: scratch.path().join("upper"),
             _scratch: scratch,
         }
     }
@@ -289,4 +291,22 @@ fn interruptions_end() {
         rustix::fs::chmod(&path, Mode::from_raw_mode(0o600)).unwrap_err();
         assert_eq!(std::fs::read(bed.at("good")).unwrap(), b"good");
     }
+}
+
+/// A file system in user space may say of any place that data begins before it.
+#[test]
+fn a_copy_ends_whatever_is_said_of_holes() {
+    need_mounts!();
+    let bed = Bed::new("");
+    bed.failing.lies_about_holes();
+    let script = "timeout 20 sh -c ': >>\"$0\"' \"$0\"";
+    let mut shell = Command::new("sh");
+    let status = shell
+        .args(["-c", script])
+        .arg(bed.at(failing_fs::LONG))
+        .status();
+    assert!(status.unwrap().success(), "the copy did not end");
+    let copy = bed.upper.join(failing_fs::LONG);
+    let copied = std::fs::read(copy).unwrap();
+    assert!(copied == vec![failing_fs::BYTE; failing_fs::LONG_SIZE as usize]);
 }

@@ -4,13 +4,13 @@
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
-    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, Request,
-    SessionACL,
+    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyLseek,
+    Request, SessionACL,
 };
 
 /// The name of a short file.
@@ -45,6 +45,7 @@ impl FailingFs {
             error: AtomicI32::new(0),
             bad_from: AtomicU64::new(u64::MAX),
             error_of_bad: AtomicI32::new(0),
+            lies: AtomicBool::new(false),
         });
         let mut config = Config::default();
         config.acl = SessionACL::All;
@@ -67,12 +68,18 @@ impl FailingFs {
         self.state.error_of_bad.store(errno, Ordering::SeqCst);
         self.state.bad_from.store(offset, Ordering::SeqCst);
     }
+
+    /// Lets it say that data begins at 0 and ends at 1, whatever place it is asked about.
+    pub fn lies_about_holes(&self) {
+        self.state.lies.store(true, Ordering::SeqCst);
+    }
 }
 
 struct State {
     error: AtomicI32,
     bad_from: AtomicU64,
     error_of_bad: AtomicI32,
+    lies: AtomicBool,
 }
 
 struct Answers(Arc<State>);
@@ -151,6 +158,21 @@ impl Filesystem for Answers {
             return reply.error(Errno::from_i32(self.0.error_of_bad.load(Ordering::SeqCst)));
         }
         reply.data(&vec![BYTE; end.saturating_sub(offset) as usize]);
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        if !self.0.lies.load(Ordering::SeqCst) {
+            return reply.error(Errno::ENOSYS);
+        }
+        reply.offset(i64::from(whence == libc::SEEK_HOLE));
     }
 
     fn readdir(
