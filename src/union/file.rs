@@ -36,12 +36,9 @@ impl Union {
             .data_fd(&*self.names.regular(ino)?, Access::Read)?;
         let fd = data.for_io(caching);
         if caching == Caching::Direct {
-            aligned_into(buf, |buf| match read_all(fd, offset, buf) {
-                Err((error, 0)) => Err(error),
-                Err((_, done)) | Ok(done) => Ok(done),
-            })
+            aligned_into(buf, |buf| part_or_error(read_all(fd, offset, buf)))
         } else {
-            read_all(fd, offset, buf).map_err(|(error, _)| error)
+            all_or_error(read_all(fd, offset, buf))
         }
     }
 
@@ -78,12 +75,12 @@ impl Union {
         } else {
             write_all(fd, offset, data)
         };
-        match written {
-            Ok(written) => Ok(skip + written),
-            // The next write gets the error.
-            Err((_, done)) if done > 0 && !how.pages => Ok(skip + done),
-            Err((error, _)) => Err(error),
-        }
+        let written = if how.pages {
+            all_or_error(written)
+        } else {
+            part_or_error(written)
+        };
+        written.map(|written| skip + written)
     }
 
     /// Calls fsync(2) or fdatasync(2) on a file. Does nothing for a file that is not in the upper,
@@ -224,6 +221,20 @@ impl Union {
         };
         Ok(rustix::fs::seek(&data.fd, to)?)
     }
+}
+
+/// Returns the bytes before an error, if there are any, as read(2) and write(2) do: the next call gets the
+/// error.
+fn part_or_error(done: Result<usize, (Error, usize)>) -> Result<usize> {
+    match done {
+        Err((_, done)) if done > 0 => Ok(done),
+        other => all_or_error(other),
+    }
+}
+
+/// Returns the error whatever was done before it.
+fn all_or_error(done: Result<usize, (Error, usize)>) -> Result<usize> {
+    done.map_err(|(error, _)| error)
 }
 
 /// Reads up to the end of the file. The error has the number of bytes before it.

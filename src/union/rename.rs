@@ -274,8 +274,7 @@ impl Union {
         let any_dir = source.dir.is_some() || target.dir.is_some();
         let topology = any_dir.then(|| self.stack.lock_tree());
         let (mut source_loc, mut target_loc) = lock_both(source, target);
-        // A program that exchanges names relies on one step. After ENOSYS the kernel would send no
-        // rename with flags any more.
+        // A program that exchanges names relies on one step. A file system without it answers EINVAL.
         let exchanged = old.at().rename_to(new.at(), Flags::EXCHANGE);
         exchanged.map_err(|error| match error {
             Errno::NOSYS => Errno::INVAL,

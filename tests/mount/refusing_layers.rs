@@ -1,5 +1,6 @@
-//! A layer whose file system answers ENOSYS. To the kernel, ENOSYS from a server of FUSE means that it
-//! has no such operation at all: it would send none of that kind any more, for any file of the mount.
+//! Layers whose file system fails or lies. An error concerns only the file that has it. To the kernel,
+//! ENOSYS from a server of FUSE means that it has no such operation at all: it would send none of that
+//! kind any more, for any file of the mount. And a short answer to a read means the end of the file.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -11,21 +12,17 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use testkit::failing_fs::{self, FailingFs};
+use testkit::fixture::Fixture;
 use testkit::layers::acl;
-use testkit::mount::{Fs, Mounted, Scratch, Stack};
-use testkit::need::has_tools;
+use testkit::mount::{Fs, Scratch, Stack};
 use testkit::stats::requests_of;
 use testkit::{need, need_mounts, without};
 
 /// A union of a file system that fails, and a directory.
 struct Bed {
-    // The fields are dropped in this order: first the mount, then its layers.
-    mounted: Mounted,
+    // The fields are dropped in this order: first the mount, then its layer.
+    union: Fixture,
     failing: FailingFs,
-    /// Where the file system that fails is mounted.
-    lower: PathBuf,
-    upper: PathBuf,
-    _scratch: Scratch,
 }
 
 impl Bed {
@@ -44,20 +41,14 @@ impl Bed {
             let flags = XattrFlags::empty();
             setxattr(&path, "system.posix_acl_access", &rights, flags).unwrap();
         }
-        let lower = lowers[0].clone();
-        let failing = FailingFs::mount(&lower);
+        let failing = FailingFs::mount(&lowers[0]);
         let stack = Stack::writable(&scratch, lowers);
-        Self {
-            mounted: Fs::Unionfs(options).mount(&stack),
-            failing,
-            lower,
-            upper: scratch.path().join("upper"),
-            _scratch: scratch,
-        }
+        let union = Fixture::over(&Fs::Unionfs(options), scratch, stack);
+        Self { union, failing }
     }
 
     fn at(&self, name: &str) -> PathBuf {
-        self.mounted.path().join(name)
+        self.union.at(name)
     }
 
     /// Runs all that may fail at the file of the layer that fails. If it is `opened` for writing before,
@@ -70,8 +61,9 @@ impl Bed {
         let open = opened.then(|| open().unwrap());
         let target = File::create(self.at("target")).unwrap();
         self.failing.fails_with(errno);
-        let failed = errors(&path);
-        // The answers differ with the options. What matters is what other files can do afterwards.
+        let asked = getxattr(&path, "user.a", &mut [0u8; 16][..]);
+        // The other answers differ with the options. What matters is what other files can do afterwards.
+        try_all(&path);
         if let Some(open) = open {
             let _ = rustix::fs::fallocate(&open, FallocateFlags::empty(), 0, 4096);
             let _ = rustix::fs::seek(&open, SeekFrom::Hole(0));
@@ -80,87 +72,46 @@ impl Bed {
             let _ = open.sync_all();
         }
         self.failing.fails_with(0);
-        let (what, error) = failed[0];
-        assert!(opened || error.is_some(), "{what} of a layer that fails");
+        assert!(opened || asked.is_err(), "the layer did not fail");
+    }
+
+    /// Whether the ACL keeps the group of a file out.
+    fn keeps_group_out(&self, name: &str) -> bool {
+        let answers = self.union.run(&format!("as 1001 5\nread {name}"));
+        answers[1] == Err("EACCES".into())
     }
 }
 
-/// Tries operations on a file, and returns the errors.
-fn errors(path: &Path) -> Vec<(&'static str, Option<i32>)> {
-    let of = |error: Errno| Some(error.raw_os_error());
-    let io = |result: std::io::Result<File>| result.err().and_then(|e| e.raw_os_error());
-    let mut names = [0u8; 256];
-    vec![
-        (
-            "getxattr",
-            getxattr(path, "user.a", &mut names).err().and_then(of),
-        ),
-        (
-            "acl",
-            getxattr(path, "system.posix_acl_access", &mut names)
-                .err()
-                .and_then(of),
-        ),
-        ("listxattr", listxattr(path, &mut names).err().and_then(of)),
-        (
-            "setxattr",
-            setxattr(path, "user.a", b"1", XattrFlags::empty())
-                .err()
-                .and_then(of),
-        ),
-        (
-            "removexattr",
-            removexattr(path, "user.a").err().and_then(of),
-        ),
-        (
-            "read",
-            std::fs::read(path).err().and_then(|e| e.raw_os_error()),
-        ),
-        (
-            "open",
-            io(OpenOptions::new().read(true).write(true).open(path)),
-        ),
-        (
-            "truncate",
-            io(OpenOptions::new().write(true).truncate(true).open(path)),
-        ),
-        (
-            "rename",
-            std::fs::rename(path, path.with_extension("moved"))
-                .err()
-                .and_then(|e| e.raw_os_error()),
-        ),
-        (
-            "link",
-            std::fs::hard_link(path, path.with_extension("linked"))
-                .err()
-                .and_then(|e| e.raw_os_error()),
-        ),
-        (
-            "chmod",
-            rustix::fs::chmod(path, Mode::from_raw_mode(0o600))
-                .err()
-                .and_then(of),
-        ),
-    ]
+impl Drop for Bed {
+    /// The lowers are compared with what they were.
+    fn drop(&mut self) {
+        self.failing.works();
+    }
 }
 
-/// Whether a user of the group of a file may read it.
-fn group_reads(path: &Path) -> bool {
-    let mut cat = Command::new("setpriv");
-    cat.args(["--reuid=1001", "--regid=5", "--clear-groups", "cat"]);
-    cat.arg(path).output().unwrap().status.success()
+/// Tries operations by name, whatever they answer.
+fn try_all(path: &Path) {
+    let mut value = [0u8; 256];
+    let _ = getxattr(path, "system.posix_acl_access", &mut value);
+    let _ = listxattr(path, &mut value);
+    let _ = setxattr(path, "user.a", b"1", XattrFlags::empty());
+    let _ = removexattr(path, "user.a");
+    let _ = std::fs::read(path);
+    let _ = OpenOptions::new().read(true).write(true).open(path);
+    let _ = OpenOptions::new().write(true).truncate(true).open(path);
+    let _ = std::fs::rename(path, path.with_extension("moved"));
+    let _ = std::fs::hard_link(path, path.with_extension("linked"));
+    let _ = rustix::fs::chmod(path, Mode::from_raw_mode(0o600));
 }
 
 #[test]
 fn it_takes_no_acl_away() {
     need_mounts!();
-    need!(has_tools(&["setpriv"]));
     let bed = Bed::new("");
-    assert!(!group_reads(&bed.at("known")));
+    assert!(bed.keeps_group_out("known"));
     bed.provoke(false, libc::ENOSYS);
     // The kernel has not asked for the ACL of this one before.
-    assert!(!group_reads(&bed.at("secret")), "the ACL is not enforced");
+    assert!(bed.keeps_group_out("secret"), "the ACL is not enforced");
 }
 
 #[test]
@@ -186,12 +137,10 @@ fn it_switches_nothing_off() {
         let hole = rustix::fs::seek(&file, SeekFrom::Hole(0)).unwrap();
         assert!(hole < 1 << 20, "{options}: no hole is found");
         rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 1 << 20).unwrap();
-        let flags = |old: &str, new: &str, flags| {
-            let dir = File::open(bed.mounted.path()).unwrap();
-            rustix::fs::renameat_with(&dir, old, &dir, new, flags)
-        };
-        flags("good", "better", RenameFlags::NOREPLACE).unwrap();
-        let sent = requests_of(bed.mounted.path(), || {
+        let dir = File::open(bed.union.root()).unwrap();
+        let flags = RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(&dir, "good", &dir, "better", flags).unwrap();
+        let sent = requests_of(bed.union.root(), || {
             File::open(bed.at("other")).unwrap();
             let target = File::create(bed.at("copy")).unwrap();
             rustix::fs::copy_file_range(&file, None, &target, None, 4).unwrap();
@@ -200,9 +149,8 @@ fn it_switches_nothing_off() {
         let mut asked = vec!["COPY_FILE_RANGE", "FSYNC"];
         asked.extend(options.is_empty().then_some("OPEN"));
         for name in asked {
-            let same = |sent: &&String| sent.starts_with(name);
             assert!(
-                sent.keys().any(|sent| same(&sent)),
+                sent.keys().any(|sent| sent.starts_with(name)),
                 "{options}: {name} in {sent:?}"
             );
         }
@@ -214,7 +162,6 @@ fn it_switches_nothing_off() {
 #[test]
 fn no_error_concerns_other_files() {
     need_mounts!();
-    need!(has_tools(&["setpriv"]));
     need!(without::has_file_handles());
     let bed = Bed::new("");
     let again = [libc::EINTR, libc::EAGAIN];
@@ -232,7 +179,7 @@ fn no_error_concerns_other_files() {
             "{errno}"
         );
     }
-    assert!(!group_reads(&bed.at("secret")), "the ACL is not enforced");
+    assert!(bed.keeps_group_out("secret"), "the ACL is not enforced");
 }
 
 /// Reads a file piece by piece. Returns the number of bytes before the error, or before the end.
@@ -258,7 +205,7 @@ fn a_bad_place_is_no_end() {
         for errno in [Errno::IO, Errno::INTR, Errno::NODATA] {
             let bed = Bed::new(options);
             bed.failing.is_bad_from(bad, errno.raw_os_error());
-            let below = File::open(bed.lower.join(failing_fs::LONG)).unwrap();
+            let below = File::open(bed.union.stack.lowers[0].join(failing_fs::LONG)).unwrap();
             assert_eq!(read_to_error(&below), (bad, Some(errno)));
             let file = File::open(bed.at(failing_fs::LONG)).unwrap();
             let read = read_to_error(&file);
@@ -301,14 +248,11 @@ fn a_copy_ends_whatever_is_said_of_holes() {
     need_mounts!();
     let bed = Bed::new("");
     bed.failing.lies_about_holes();
-    let script = "timeout 20 sh -c ': >>\"$0\"' \"$0\"";
-    let mut shell = Command::new("sh");
-    let status = shell
-        .args(["-c", script])
-        .arg(bed.at(failing_fs::LONG))
-        .status();
+    let mut shell = Command::new("timeout");
+    shell.args(["20", "sh", "-c", ": >>\"$0\""]);
+    let status = shell.arg(bed.at(failing_fs::LONG)).status();
     assert!(status.unwrap().success(), "the copy did not end");
-    let copy = bed.upper.join(failing_fs::LONG);
+    let copy = bed.union.upper(failing_fs::LONG);
     let copied = std::fs::read(copy).unwrap();
     assert!(copied == vec![failing_fs::BYTE; failing_fs::LONG_SIZE as usize]);
 }

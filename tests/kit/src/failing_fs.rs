@@ -69,6 +69,12 @@ impl FailingFs {
         self.state.bad_from.store(offset, Ordering::SeqCst);
     }
 
+    /// Lets nothing fail any more.
+    pub fn works(&self) {
+        self.fails_with(0);
+        self.is_bad_from(u64::MAX, 0);
+    }
+
     /// Lets it say that data begins at 0 and ends at 1, whatever place it is asked about.
     pub fn lies_about_holes(&self) {
         self.state.lies.store(true, Ordering::SeqCst);
