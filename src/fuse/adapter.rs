@@ -16,9 +16,9 @@ mod opens;
 mod operations;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use self::opens::UnneededOpens;
+use super::busy::{self, Busy, Work, Workers};
 use super::counters::{Counters, Op};
 use super::keeper::Keeper;
 use super::operations::{Context, Ino, KnownAs, Node, Notices, SetIdBits};
@@ -67,27 +67,12 @@ pub(super) enum Acls {
 /// mount that may be idmapped, except those that create files.
 const UNKNOWN_ID: u32 = u32::MAX;
 
-/// How many workers that read /dev/fuse may be busy at the same time. Further work goes to the
-/// pool.
-#[derive(Clone, Copy)]
-pub(super) struct Workers {
-    /// The limit for slow work.
-    pub(super) slow: usize,
-    /// The limit for any changes. It is lower than the number of workers: a disk that takes no
-    /// writes for a while (frozen, hung, throttled) must not keep all other users from reading.
-    pub(super) busy: usize,
-}
-
 /// The union as the kernel sees it.
 pub(super) struct Adapter {
     union: Arc<Union>,
     counters: Arc<Counters>,
     pool: Pool,
-    workers: Workers,
-    /// The number of workers that do slow work now.
-    slow_now: AtomicUsize,
-    /// The number of workers that change something now.
-    busy_now: AtomicUsize,
+    workers: Arc<Workers>,
     /// Opens of files for which passthrough is not used.
     open_files: UnneededOpens,
     /// Opens of directories.
@@ -115,7 +100,7 @@ impl Adapter {
         union: Arc<Union>,
         counters: Arc<Counters>,
         pool: Pool,
-        workers: Workers,
+        workers: busy::Limits,
         agreed: Agreed,
         told: Told,
         opens: Option<Arc<Opens>>,
@@ -130,9 +115,7 @@ impl Adapter {
             union,
             counters,
             pool,
-            workers,
-            slow_now: AtomicUsize::new(0),
-            busy_now: AtomicUsize::new(0),
+            workers: Arc::new(Workers::new(workers)),
             open_files: UnneededOpens::agreed(flags, init::NO_OPEN_SUPPORT),
             open_dirs: UnneededOpens::agreed(flags, init::NO_OPENDIR_SUPPORT),
             no_lseek: flags & init::WRITEBACK_CACHE != 0,
@@ -201,16 +184,13 @@ impl Adapter {
         });
     }
 
-    /// Whether this thread may do the work itself. It counts as busy until the answer is dropped.
-    fn may_run_here(&self, work: Work) -> Option<Busy<'_>> {
-        let uncounted = Busy {
-            adapter: None,
-            work,
-        };
+    /// Whether this thread may do the work itself. A worker counts as busy until it answers, or drops
+    /// the guard.
+    fn may_run_here(&self, work: Work) -> Option<Busy> {
         match thread::current() {
-            Thread::Pool => Some(uncounted),
-            Thread::Ring { may_wait } => (may_wait && work == Work::Quick).then_some(uncounted),
-            Thread::Worker => self.spare_worker(work),
+            Thread::Pool => Some(Busy::uncounted()),
+            Thread::Ring { may_wait } => (may_wait && work == Work::Quick).then(Busy::uncounted),
+            Thread::Worker => self.workers.enter(work),
         }
     }
 
@@ -223,23 +203,6 @@ impl Adapter {
         Some((room, copy))
     }
 
-    /// Whether this worker may be busy. It counts as busy until the answer is dropped.
-    fn spare_worker(&self, work: Work) -> Option<Busy<'_>> {
-        let busy = Busy {
-            adapter: Some(self),
-            work,
-        };
-        let busy_before = self.busy_now.fetch_add(1, Ordering::Relaxed);
-        let slow_before = if work == Work::Slow {
-            self.slow_now.fetch_add(1, Ordering::Relaxed)
-        } else {
-            0
-        };
-        let spare = busy_before < self.workers.busy
-            && (work == Work::Quick || slow_before < self.workers.slow);
-        spare.then_some(busy)
-    }
-
     /// Runs a change of the metadata of `ino` that may first have to copy it up.
     fn modify(&self, ino: Ino, job: impl FnOnce(&Union) + Send + 'static) {
         let copies = self.union.needs_copy_up(ino.0, Change::Metadata);
@@ -250,40 +213,6 @@ impl Adapter {
 /// The user of the request.
 fn user_of(request: Option<request_scope::Request>) -> u32 {
     request.map_or(0, |request| request.user())
-}
-
-/// A thread that works. A worker is counted in [`Adapter::busy_now`], and in [`Adapter::slow_now`]
-/// if the work is slow. Other threads are not counted.
-struct Busy<'a> {
-    adapter: Option<&'a Adapter>,
-    work: Work,
-}
-
-/// How long an operation may occupy a thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Work {
-    /// A few system calls.
-    Quick,
-    /// It may copy data, sync, or wait for a lock.
-    Slow,
-}
-
-impl Work {
-    fn slow_if(condition: bool) -> Self {
-        if condition { Self::Slow } else { Self::Quick }
-    }
-}
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        let Some(adapter) = self.adapter else {
-            return;
-        };
-        adapter.busy_now.fetch_sub(1, Ordering::Relaxed);
-        if self.work == Work::Slow {
-            adapter.slow_now.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
 }
 
 /// Calls `job` with the change that drops a file's set-id bits, if they are dropped. The kernel

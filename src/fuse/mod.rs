@@ -31,6 +31,7 @@
 
 mod adapter;
 mod buffer;
+mod busy;
 mod config;
 mod connection_control;
 mod counters;

@@ -17,7 +17,8 @@ use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::adapter::{Acls, Adapter, MAX_IO, Told, Wishes, Workers, wanted};
+use super::adapter::{Acls, Adapter, MAX_IO, Told, Wishes, wanted};
+use super::busy;
 use super::config::{IoPolicy, MountConfig};
 use super::counters::Counters;
 use super::error::{Error, Result};
@@ -264,7 +265,7 @@ fn prepare(
 }
 
 impl Core {
-    fn adapter(&self, agreed: Agreed, workers: Workers, told: Told) -> Adapter {
+    fn adapter(&self, agreed: Agreed, workers: busy::Limits, told: Told) -> Adapter {
         let (union, counters) = (Arc::clone(&self.union), Arc::clone(&self.counters));
         Adapter::new(
             union,
@@ -314,10 +315,7 @@ impl Mounted {
         let (sender, events) = mpsc::channel();
         let mountpoint = self.attachment.mountpoint().to_owned();
         let (settle, settled) = mpsc::channel();
-        let workers = Workers {
-            slow: self.threads / 2,
-            busy: self.threads.saturating_sub(1).max(1),
-        };
+        let workers = busy::Limits::of(self.threads);
         let agreed = self.connection.agreed();
         let adapter = self
             .core

@@ -158,3 +158,29 @@ fn workers_follow_one_caller_but_not_two() {
         assert!(apart, "{:?}", worker());
     });
 }
+
+/// An answer wakes the caller before the worker goes on, so the next request of the caller finds
+/// workers that have answered and are not done. They count as free: nothing goes to other threads.
+#[test]
+fn changes_of_one_caller_stay_with_the_workers() {
+    need_mounts!();
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let fs = Fs::Unionfs("transport=classic");
+    let f = Fixture::with(&fs, &layers::standard(), Form::Kernel, true);
+    let server = f.mounted().servers()[0];
+    bind(0);
+    let mut made = 0;
+    let follow = poll(|| {
+        for _ in 0..500 {
+            fs::create_dir(f.root().join(format!("made-{made}"))).unwrap();
+            made += 1;
+        }
+        named(server, "unionfs-").iter().any(gives_way) && made >= 4000
+    });
+    assert!(follow, "{:?}", tasks(server));
+    assert!(
+        named(server, "unionfs-slow").is_empty(),
+        "{:?}",
+        tasks(server)
+    );
+}

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::freed_room::with_freed_room;
-use super::{Adapter, Work, user_of};
+use super::{Adapter, user_of};
+use crate::fuse::busy::Work;
 use crate::fuse::pool::{Pool, Room};
 use crate::fuse::request_scope;
 use crate::union::{Error, Result, Union};

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use super::freed_room::with_freed_room;
-use super::{Adapter, Work, caller, known, with_loss};
+use super::{Adapter, caller, known, with_loss};
+use crate::fuse::busy::Work;
 use crate::fuse::operations::{
     Context, CreateReply, Handle, Ino, Name, NewMode, Node, OpenFlags, OpenReply, Opened, SetIdBits,
 };

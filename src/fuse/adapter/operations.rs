@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use super::freed_room::with_freed_room;
-use super::{Acls, Adapter, SLOW_COPY, UNKNOWN_ID, Work, caller, known, lifetime, with_loss};
+use super::{Acls, Adapter, SLOW_COPY, UNKNOWN_ID, caller, known, lifetime, with_loss};
+use crate::fuse::busy::Work;
 use crate::fuse::counters::Op;
 use crate::fuse::operations::{
     Allocation, AttrReply, Context, CopyRange, CreateReply, DataReply, DirectoryReply, EmptyReply,

@@ -9,6 +9,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::abi::{Dirent, EntryOut, OutHeader};
 use super::slot::Slot;
+use crate::fuse::busy;
 
 /// The largest errno that the kernel takes from a file system.
 const MAX_ERRNO: i32 = 511;
@@ -100,6 +101,7 @@ impl Reply {
             error,
             unique: self.unique,
         };
+        busy::answers();
         let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(data)];
         match rustix::io::retry_on_intr(|| rustix::io::writev(&*device, &parts)) {
             Ok(_) => true,
