@@ -87,6 +87,8 @@ pub struct At<'a> {
     pub name: &'a [u8],
     /// How owner, mode and type are recorded beside the file; `None`: they are real.
     recorded: Option<Form>,
+    /// Whether the descriptor is that of the file, and was not opened with O_PATH.
+    is_opened: bool,
 }
 
 /// The longest name on Linux file systems is 255 bytes; longer ones give ENAMETOOLONG before a path
@@ -100,12 +102,22 @@ impl<'a> At<'a> {
             dir,
             name,
             recorded: None,
+            is_opened: false,
         }
     }
 
     /// The file of the descriptor.
     pub fn fd(fd: BorrowedFd<'a>) -> Self {
         Self::new(fd, b"")
+    }
+
+    /// The file of a descriptor that was opened for reading or writing. System calls that refuse O_PATH
+    /// descriptors need no path for it.
+    pub fn opened(fd: BorrowedFd<'a>) -> Self {
+        Self {
+            is_opened: true,
+            ..Self::fd(fd)
+        }
     }
 
     /// The same file in a layer with these records.
@@ -323,6 +335,9 @@ impl<'a> At<'a> {
     /// # Errors
     /// Those of the file system, such as ENODATA and EOPNOTSUPP.
     pub fn xattr_raw(&self, name: &CStr) -> Result<Vec<u8>, Errno> {
+        if self.is_opened {
+            return grow(|buf: &mut [u8]| fs::fgetxattr(self.dir, name, buf));
+        }
         let quick =
             self.with_name(|file| grow(|buf: &mut [u8]| xattrat::get(self.dir, file, name, buf)));
         if let Some(value) = quick {
@@ -363,12 +378,8 @@ impl<'a> At<'a> {
     }
 
     fn list_by_path(&self) -> Result<Vec<u8>, Errno> {
-        if self.name.is_empty() {
-            // An O_PATH descriptor gives EBADF.
-            match grow(|buf: &mut [u8]| fs::flistxattr(self.dir, buf)) {
-                Err(Errno::BADF) => {}
-                other => return other,
-            }
+        if self.is_opened {
+            return grow(|buf: &mut [u8]| fs::flistxattr(self.dir, buf));
         }
         self.with_proc_path(|path| {
             let list = |buf: &mut [u8]| {
@@ -387,6 +398,9 @@ impl<'a> At<'a> {
     /// # Errors
     /// Those of setxattr(2).
     pub fn set_xattr(&self, name: &CStr, value: &[u8], flags: fs::XattrFlags) -> Result<(), Errno> {
+        if self.is_opened {
+            return fs::fsetxattr(self.dir, name, value, flags);
+        }
         let quick = self.with_name(|file| xattrat::set(self.dir, file, name, value, flags.bits()));
         if let Some(done) = quick {
             return done;
@@ -405,6 +419,9 @@ impl<'a> At<'a> {
     /// # Errors
     /// ENODATA when it is absent.
     pub fn remove_xattr(&self, name: &CStr) -> Result<(), Errno> {
+        if self.is_opened {
+            return fs::fremovexattr(self.dir, name);
+        }
         self.with_proc_path(|path| {
             if self.name.is_empty() {
                 fs::removexattr(path, name)
@@ -435,6 +452,9 @@ impl<'a> At<'a> {
     /// As [`Self::chmod`], where the kernel has no call for it: opens the file first, so that
     /// replacing the name has no effect.
     fn chmod_by_path(&self, perm: u32) -> Result<(), Errno> {
+        if self.is_opened {
+            return fs::fchmod(self.dir, Mode::from_raw_mode(perm & 0o7777));
+        }
         if !self.name.is_empty() {
             let held = self.open(OFlags::PATH, 0)?;
             return At::fd(held.as_fd()).chmod_by_path(perm);
@@ -467,7 +487,9 @@ impl<'a> At<'a> {
     /// # Errors
     /// Those of utimensat(2).
     pub fn set_times(&self, times: &Timestamps) -> Result<(), Errno> {
-        if self.name.is_empty() {
+        if self.is_opened {
+            fs::futimens(self.dir, times)
+        } else if self.name.is_empty() {
             self.with_proc_path(|p| fs::utimensat(CWD, p, times, AtFlags::empty()))
         } else {
             fs::utimensat(self.dir, self.name, times, AtFlags::SYMLINK_NOFOLLOW)

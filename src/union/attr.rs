@@ -117,7 +117,7 @@ impl Union {
             return Ok(attr);
         }
         self.copying().copy_up_metadata(inode)?;
-        self.stack.with_upper(inode, |at| {
+        self.stack.with_upper_metadata(inode, |at| {
             let stat = at.stat()?;
             let bare = if caller.uid == 0 {
                 BareSetGid::Kept
@@ -204,7 +204,7 @@ pub(crate) fn truncate(
 ) -> Result<()> {
     let data = stack.data_fd(inode, Access::Write)?;
     if let Some(loss) = loss {
-        drop_set_id(stack, inode, At::fd(data.fd.as_fd()), &loss)?;
+        drop_set_id(stack, inode, At::opened(data.fd.as_fd()), &loss)?;
     }
     Ok(rustix::fs::ftruncate(&data.fd, size)?)
 }

@@ -8,7 +8,7 @@
 //! sparse file of the same size with a marker (fs/overlayfs/copy_up.c, `ovl_need_meta_copy_up`). The
 //! first change of its data completes it, in place.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{
@@ -46,11 +46,11 @@ enum Source {
     Held(OwnedFd),
 }
 
-impl AsFd for Source {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+impl Source {
+    fn at(&self) -> At<'_> {
         match self {
-            Self::Data(data) => data.fd.as_fd(),
-            Self::Held(held) => held.as_fd(),
+            Self::Data(data) => At::opened(data.fd.as_fd()),
+            Self::Held(held) => At::fd(held.as_fd()),
         }
     }
 }
@@ -338,7 +338,7 @@ impl CopyUp<'_> {
             // A marker that is missing would make the file one of zeros, so it comes first.
             upper
                 .markers
-                .set(At::fd(fd.as_fd()), Marker::Metacopy, b"")?;
+                .set(At::opened(fd.as_fd()), Marker::Metacopy, b"")?;
             rustix::fs::ftruncate(&fd, file.stat.size)?;
             DataCopied::Written(0)
         } else {
@@ -362,12 +362,12 @@ impl CopyUp<'_> {
         };
         let at = source.as_ref().filter(|_| !is_bare);
         let from = Original {
-            at: at.map(|source| At::fd(source.as_fd())),
+            at: at.map(Source::at),
             dialect: file.dir.layer.dialect,
             stat: &file.stat,
             owners: self.stack.owners(),
         };
-        let to = At::fd(fd.as_fd()).recorded_as(upper.records());
+        let to = At::opened(fd.as_fd()).recorded_as(upper.records());
         let mut copy = copy_metadata(upper, &from, to, origin.as_ref())?;
         copy.metacopy = is_metacopy.then(|| Arc::clone(file));
         if size.is_some_and(|size| size < file.stat.size) {

@@ -158,7 +158,7 @@ impl Union {
         if let StagedFile::Named(_) = staged {
             return Err(Errno::OPNOTSUPP.into());
         }
-        let at = At::fd(fd.as_fd()).recorded_as(upper.records());
+        let at = At::opened(fd.as_fd()).recorded_as(upper.records());
         settle(self.stack.owners(), at, &new, &owned)?;
         let stat = at.stat()?;
         let state = UpperState {

@@ -67,7 +67,7 @@ impl Union {
         self.copying().copy_up(&inode)?;
         let file = self.stack.data_fd(&inode, Access::Write)?;
         if let Some(loss) = loss {
-            drop_set_id(&self.stack, &inode, At::fd(file.fd.as_fd()), loss)?;
+            drop_set_id(&self.stack, &inode, At::opened(file.fd.as_fd()), loss)?;
         }
         let fd = file.for_io(how.caching);
         let written = if how.caching == Caching::Direct {
@@ -168,7 +168,7 @@ impl Union {
         self.copying().copy_up(&inode)?;
         let data = self.stack.data_fd(&inode, Access::Write)?;
         if let Some(loss) = loss {
-            drop_set_id(&self.stack, &inode, At::fd(data.fd.as_fd()), loss)?;
+            drop_set_id(&self.stack, &inode, At::opened(data.fd.as_fd()), loss)?;
         }
         Ok(rustix::fs::fallocate(&data.fd, mode, offset, len)?)
     }
@@ -192,7 +192,7 @@ impl Union {
         let source = self.stack.data_fd(&source, Access::Read)?;
         let written = self.stack.data_fd(&target, Access::Write)?;
         if let Some(loss) = loss {
-            drop_set_id(&self.stack, &target, At::fd(written.fd.as_fd()), loss)?;
+            drop_set_id(&self.stack, &target, At::opened(written.fd.as_fd()), loss)?;
         }
         let (mut from_offset, mut to_offset) = (from.offset, to.offset);
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(1 << 30);

@@ -166,7 +166,7 @@ impl Held {
     pub fn at(&self) -> At<'_> {
         match &self.by {
             By::Fd(fd) => At::fd(fd.as_fd()),
-            By::Data(data) => At::fd(data.fd.as_fd()),
+            By::Data(data) => At::opened(data.fd.as_fd()),
         }
     }
 

@@ -100,9 +100,9 @@ impl Union {
             inode.capability.set(true);
         }
         self.stack
-            .with_upper(&inode, |at| Ok(at.set_xattr(&stored, value, how)?))?;
+            .with_upper_metadata(&inode, |at| Ok(at.set_xattr(&stored, value, how)?))?;
         if flags.drops_set_gid && name == acl::ACCESS.to_bytes() {
-            self.stack.with_upper(&inode, |at| {
+            self.stack.with_upper_metadata(&inode, |at| {
                 let perm = at.stat()?.perm;
                 match perm & 0o2000 {
                     0 => Ok(()),
@@ -128,7 +128,7 @@ impl Union {
         })?;
         let (inode, stored) = self.prepare_xattr(ino, name)?;
         self.stack
-            .with_upper(&inode, |at| Ok(at.remove_xattr(&stored)?))?;
+            .with_upper_metadata(&inode, |at| Ok(at.remove_xattr(&stored)?))?;
         forget_acl(&inode, name);
         Ok(())
     }

@@ -105,6 +105,11 @@ impl Stack {
         self.fds.cached_if_free(inode.data_opt()?)
     }
 
+    /// As [`Self::open_data_of`], for the file of the upper. One that is only read may be that of a lower.
+    pub fn open_upper_of(&self, inode: &Inode) -> Option<Arc<DataFd>> {
+        self.open_data_of(inode).filter(|data| data.writable)
+    }
+
     /// Returns the descriptor of the upper side of a directory, if one is open.
     pub fn open_dir_of(&self, inode: &Inode) -> Option<Arc<OwnedFd>> {
         self.fds.cached(&inode.dir.as_ref()?.upper_fd)

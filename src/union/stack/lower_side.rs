@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::super::error::Result;
-use super::super::inode::{Inode, Lower};
+use super::super::inode::{DataFd, Inode, Lower};
 use super::super::owners::Side;
 use super::Stack;
 use crate::layer::Dialect;
@@ -76,7 +76,7 @@ impl Stack {
         }
     }
 
-    /// Calls `f` with the file whose metadata the union shows.
+    /// Calls `f` with the file whose metadata the union shows: the open file if there is one.
     pub fn with_top<T>(
         &self,
         inode: &Inode,
@@ -93,7 +93,7 @@ impl Stack {
     ) -> Result<T> {
         if inode.in_upper() {
             let dialect = self.readable_upper()?.layer.dialect;
-            return self.with_upper(inode, |at| f(at, dialect, Side::Upper));
+            return self.with_upper_metadata(inode, |at| f(at, dialect, Side::Upper));
         }
         if let Some(dir) = &inode.dir {
             let top = dir.lowers.top().ok_or(Errno::IO)?;
@@ -104,7 +104,20 @@ impl Stack {
             );
         }
         let file = self.lower_of(inode)?.ok_or(Errno::IO)?;
+        let dialect = file.dir.layer.dialect;
+        if let Some(open) = self.open_lower_of(inode, &file) {
+            return f(At::opened(open.fd.as_fd()), dialect, Side::Lower);
+        }
         let held = self.lowers.hold(&file)?;
-        f(At::fd(held.as_fd()), file.dir.layer.dialect, Side::Lower)
+        f(At::fd(held.as_fd()), dialect, Side::Lower)
+    }
+
+    /// Returns the descriptor of the data of a lower file, if it is open, and if the same file has the
+    /// metadata.
+    fn open_lower_of(&self, inode: &Inode, file: &LowerFile) -> Option<Arc<DataFd>> {
+        let data = self.open_data_of(inode)?;
+        // Only a descriptor that was opened before a copy-up is certainly that of the lower file.
+        let is_lower = file.data.is_none() && !data.writable && !inode.in_upper();
+        is_lower.then_some(data)
     }
 }

@@ -96,7 +96,26 @@ impl Stack {
         })
     }
 
-    /// As [`Self::with_upper`]. A `copy` that was just made is the upper file of the inode and is not
+    /// As [`Self::with_upper`], for attributes and xattrs of the file. If the file is open for its data,
+    /// that descriptor is used: three system calls less. It is the file that the union knows.
+    ///
+    /// # Errors
+    /// As [`Self::with_upper`].
+    pub fn with_upper_metadata<T>(
+        &self,
+        inode: &Inode,
+        f: impl FnOnce(At<'_>) -> Result<T>,
+    ) -> Result<T> {
+        match self.open_upper_of(inode) {
+            Some(open) => {
+                let records = self.readable_upper()?.records();
+                f(At::opened(open.fd.as_fd()).recorded_as(records))
+            }
+            None => self.with_upper(inode, f),
+        }
+    }
+
+    /// As [`Self::with_upper_metadata`]. A `copy` that was just made is the upper file of the inode and is not
     /// opened again.
     ///
     /// # Errors
@@ -110,9 +129,9 @@ impl Stack {
         match copy {
             Some(copy) => {
                 let records = self.readable_upper()?.records();
-                f(At::fd(copy.as_fd()).recorded_as(records))
+                f(At::opened(copy.as_fd()).recorded_as(records))
             }
-            None => self.with_upper(inode, f),
+            None => self.with_upper_metadata(inode, f),
         }
     }
 
@@ -121,6 +140,10 @@ impl Stack {
     /// # Errors
     /// As [`Self::with_upper`].
     pub fn upper_stat(&self, inode: &Inode) -> Result<Stat> {
+        if let Some(open) = self.open_upper_of(inode) {
+            let records = self.readable_upper()?.records();
+            return Ok(At::opened(open.fd.as_fd()).recorded_as(records).stat()?);
+        }
         self.at_upper(inode, |at, id| {
             let stat = at.stat()?;
             if !at.name.is_empty() {
