@@ -104,18 +104,6 @@ struct Attributes {
     period: u64,
 }
 
-/// Returns how often the kernel has given the CPU of the calling thread to another one while the thread could
-/// have gone on (`ru_nivcsw` of getrusage(2)).
-pub fn preemptions() -> u64 {
-    // SAFETY: all zeros are a valid value of this struct of numbers.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel writes into `usage`, which lives through the call.
-    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
-    // The call has no errors for valid arguments.
-    debug_assert_eq!(result, 0);
-    u64::try_from(usage.ru_nivcsw).unwrap_or_default()
-}
-
 /// The fields of `/proc/OF/stat` of a process or thread (proc_pid_stat(5)), after its name.
 #[derive(Debug)]
 pub struct Stat(String);

@@ -9,8 +9,7 @@
 //!
 //! A thread of a ring is on the CPU of its callers. Workers are not: they follow a caller that is
 //! alone to its CPU. They leave it when another caller comes, or with much data, because the caller
-//! uses the first part while the next is read. If the caller moves, they notice it within a few
-//! requests (`preemption`).
+//! uses the first part while the next is read.
 //!
 //! The CPU of a caller is read from /proc by its thread ID. That ID may belong to another thread
 //! now, or be wrong. Then a thread of the server runs on a CPU where it does not help. No
@@ -20,8 +19,6 @@
 //! SCHED_IDLE only while many requests arrive and are answered. A watch checks this every [`TICK`].
 //! It gives the threads their old policy for a while if a thread could run all the time and hardly
 //! did, and if requests no longer arrive. The watch sleeps while there are none.
-
-mod preemption;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -33,7 +30,6 @@ use parking_lot::Mutex;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use self::preemption::{Pace, Preemptions};
 use crate::sys::schedule::{Policy, Stat, policy, set_policy, stat, this_thread};
 
 /// The state of the thread: a field of proc_pid_stat(5).
@@ -86,8 +82,6 @@ pub(super) struct Crew {
     caller: AtomicU32,
     /// Whether other callers have sent requests since the watch looked.
     mixed: AtomicBool,
-    /// Whether its threads have followed a caller to a CPU.
-    follows: AtomicBool,
     state: Mutex<CrewState>,
     /// The CPUs of its threads when they follow no caller; `None` for threads of a ring.
     cpus: Option<CpuSet>,
@@ -103,8 +97,6 @@ struct CrewState {
     /// The run time of the threads when the watch first found one runnable, and the number of ticks
     /// for which it has found that since.
     found: Option<(Duration, u32)>,
-    /// When a thread may look where the caller is.
-    pace: Pace,
 }
 
 /// A thread's membership in its crew, which ends when this is dropped.
@@ -114,7 +106,6 @@ pub(super) struct Membership {
     /// The number of requests since `since`.
     burst: u32,
     since: Instant,
-    preemptions: Preemptions,
 }
 
 impl Watch {
@@ -169,7 +160,6 @@ impl Watch {
             crew,
             burst: 0,
             since: Instant::now(),
-            preemptions: Preemptions::default(),
         })
     }
 
@@ -254,9 +244,6 @@ impl Membership {
             crew.mixed.store(true, Ordering::Relaxed);
         }
         self.took();
-        if self.crew.follows.load(Ordering::Relaxed) && self.preemptions.have_ended() {
-            self.crew.follow();
-        }
     }
 
     /// Counts a request. Only the first of many makes a system call.
@@ -288,42 +275,6 @@ impl Drop for Membership {
 }
 
 impl Crew {
-    /// Moves the threads to the CPU of their caller, if it has moved. The watch decides whether they
-    /// follow at all.
-    fn follow(&self) {
-        // Another thread, or the watch, does it already.
-        let Some(mut state) = self.state.try_lock() else {
-            return;
-        };
-        let now = Instant::now();
-        if state.cpu.is_none() || !state.pace.allows(now) {
-            return;
-        }
-        let cpu = self.callers_cpu();
-        let has_moved = cpu.is_some() && cpu != state.cpu;
-        state.pace.looked(now, has_moved);
-        if has_moved {
-            state.cpu = cpu;
-            self.place(&state, &state.members);
-        }
-    }
-
-    /// Sets the CPUs of threads.
-    fn place(&self, state: &CrewState, members: &[i32]) {
-        let Some(all) = self.cpus else {
-            return;
-        };
-        let cpus = state.cpu.map_or(all, only);
-        for &thread in members {
-            let Some(pid) = Pid::from_raw(thread) else {
-                continue;
-            };
-            if let Err(error) = sched_setaffinity(Some(pid), &cpus) {
-                tracing::debug!(%error, thread, "thread not moved");
-            }
-        }
-    }
-
     /// Sets the policy and the CPUs of threads.
     fn tell(&self, state: &CrewState, members: &[i32]) {
         let policy = if state.gives_way {
@@ -331,8 +282,12 @@ impl Crew {
         } else {
             Policy::Other
         };
-        self.place(state, members);
+        let cpus = self.cpus.map(|all| state.cpu.map_or(all, only));
         for &thread in members {
+            let moved = cpus.zip(Pid::from_raw(thread));
+            if let Some(Err(error)) = moved.map(|(cpus, pid)| sched_setaffinity(Some(pid), &cpus)) {
+                tracing::debug!(%error, thread, "thread not moved");
+            }
             if let Err(error) = set_policy(thread, policy) {
                 tracing::warn!(%error, thread, ?policy, "policy not changed");
             }
@@ -416,7 +371,6 @@ impl View {
         gives_way &= crew.cpus.is_none() || cpu.is_some();
         if (gives_way, cpu) != (state.gives_way, state.cpu) {
             (state.gives_way, state.cpu) = (gives_way, cpu);
-            crew.follows.store(cpu.is_some(), Ordering::Relaxed);
             crew.tell(&state, &state.members);
         }
         gives_way || came >= MANY

@@ -72,7 +72,7 @@ fn who_follows_waits_until_one_has_asked_alone() {
 
 /// Starts a thread that uses all of the first CPU until the returned sender is dropped. Returns its
 /// ID.
-pub(super) fn busy(policy: Policy) -> (i32, std::sync::mpsc::Sender<()>) {
+fn busy(policy: Policy) -> (i32, std::sync::mpsc::Sender<()>) {
     let (tell, told) = std::sync::mpsc::channel();
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     std::thread::spawn(move || {
@@ -147,37 +147,4 @@ fn the_watch_sleeps_wakes_and_ends() {
         std::thread::sleep(Duration::from_millis(1));
         assert!(start.elapsed() < Duration::from_secs(20));
     }
-}
-
-#[test]
-fn workers_move_with_their_caller_at_once() {
-    let all = sched_getaffinity(None).unwrap();
-    let has_both = all.is_set(0) && all.is_set(1);
-    need!(
-        has_both
-            .then_some(())
-            .ok_or("CPUs 0 and 1 are not both allowed")
-    );
-    // A caller on CPU 0, and a worker that was told to be on CPU 1.
-    let (caller, _stop) = busy(Policy::Other);
-    let (tell, told) = std::sync::mpsc::channel();
-    let (end, ends) = std::sync::mpsc::channel::<()>();
-    std::thread::spawn(move || {
-        tell.send(this_thread()).unwrap();
-        let _ = ends.recv();
-    });
-    let worker = told.recv().unwrap();
-    let cpus = || sched_getaffinity(Pid::from_raw(worker)).unwrap();
-    let crew = Crew {
-        cpus: Some(all),
-        ..Crew::default()
-    };
-    crew.caller.store(caller.cast_unsigned(), Ordering::Relaxed);
-    crew.state.lock().members.push(worker);
-    crew.follow();
-    assert_eq!(cpus(), all, "the watch has not decided to follow");
-    crew.state.lock().cpu = Some(1);
-    crew.follow();
-    assert_eq!((crew.state.lock().cpu, cpus()), (Some(0), only(0)));
-    drop(end);
 }
