@@ -1,6 +1,6 @@
 //! How many workers that read /dev/fuse are busy, so that others are left for the next requests.
 //!
-//! A worker counts until it answers, not until it is done: the answer wakes the caller, and the
+//! A worker of `wire` counts until it answers, not until it is done: the answer wakes the caller, and the
 //! scheduler may then run the caller before the worker. Its next request would find the worker
 //! still busy. While workers give way to callers (`wire::idle_priority`) this happens with almost
 //! each answer.
@@ -165,13 +165,13 @@ mod tests {
                             tell.send(busy.is_some()).unwrap();
                             gate.recv().unwrap();
                         });
-                        open
+                        (open, told.recv().unwrap())
                     })
                     .collect();
-                let entered = (0..4).filter(|_| told.recv().unwrap()).count();
+                let entered = gates.iter().filter(|(_, entered)| *entered).count();
                 assert_eq!(entered, most, "{work:?}");
                 assert_eq!(now(&workers).0, most, "others do not count");
-                gates.iter().for_each(|gate| gate.send(()).unwrap());
+                gates.iter().for_each(|(gate, _)| gate.send(()).unwrap());
             });
             assert_eq!(now(&workers), (0, 0));
         };

@@ -295,6 +295,8 @@ impl Crew {
     }
 
     /// Returns the CPU on which the caller runs, or ran last, if threads may follow it there.
+    /// Only the watch may ask: /proc waits while a caller is in execve(2), and such a caller may be waiting
+    /// for a worker.
     fn callers_cpu(&self) -> Option<usize> {
         let cpus = self.cpus?;
         let caller = self.caller.load(Ordering::Relaxed);

@@ -142,6 +142,8 @@ impl Stack {
     pub fn upper_stat(&self, inode: &Inode) -> Result<Stat> {
         if let Some(open) = self.open_upper_of(inode) {
             let records = self.readable_upper()?.records();
+            // The number of links is that of the names which `loc` has.
+            let _loc = inode.loc.read();
             return Ok(At::opened(open.fd.as_fd()).recorded_as(records).stat()?);
         }
         self.at_upper(inode, |at, id| {
