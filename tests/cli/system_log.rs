@@ -38,13 +38,14 @@ fn logged(home: &Home, script: &str) -> Vec<String> {
     lines
 }
 
-/// A file that the owner of the upper has exchanged gives ESTALE to the process that holds it open.
+/// A file that the owner of the upper has exchanged gives ESTALE to the process that holds it open. It is a
+/// FIFO, because a regular file would be reached by the descriptor of its data.
 const EXCHANGED: &str = "
     \"$unionfs\" -o lowerdir=lower,upperdir=upper,workdir=work mnt
-    echo x > mnt/new
-    exec 3< mnt/new
+    mkfifo mnt/new
+    exec 3<> mnt/new
     rm upper/new
-    mkfifo upper/new
+    mkdir upper/new
     ! chmod 600 mnt/new
     exec 3<&-
     \"$unionfs\" umount mnt
@@ -55,7 +56,7 @@ fn a_failed_request_is_logged_with_operation_inode_and_process() {
     need!(can_mount());
     let home = Home::with_layers();
     let lines = logged(&home, EXCHANGED);
-    let of_request = lines.iter().find(|line| line.contains("operation=GETATTR"));
+    let of_request = lines.iter().find(|line| line.contains("operation=SETATTR"));
     let line = of_request.unwrap_or_else(|| panic!("{lines:#?}"));
     // LOG_DAEMON and LOG_WARNING.
     assert!(line.starts_with("<28>unionfs["), "{line}");
