@@ -812,3 +812,40 @@ fn sweeping_stays_on_its_file_system() {
     assert_eq!(read.unwrap(), SECRET);
     mounted.unwrap().unmount();
 }
+
+/// A file that is open stays the one that the union knows, as on overlayfs. What has its name in the
+/// upper by now is neither changed nor shown.
+#[test]
+fn metadata_of_an_open_file_is_its_own() {
+    need_mounts!();
+    for fs in [Fs::Kernel(""), Fs::Unionfs(""), Fs::Unionfs("io=cached")] {
+        let scratch = Scratch::disk();
+        let stack = Stack::writable(&scratch, vec![scratch.dir("lower")]);
+        let upper = stack.upper.as_ref().unwrap().0.clone();
+        let _mounted = fs.mount(&stack);
+        let file = File::create(stack.mnt.join("file")).unwrap();
+        (&file).write_all(b"known").unwrap();
+        std::fs::rename(upper.join("file"), upper.join("moved")).unwrap();
+        std::fs::write(upper.join("file"), "another").unwrap();
+        let of_other = || upper.join("file").metadata().unwrap();
+        let before = (of_other().mode(), of_other().mtime());
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(0o751)).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH)
+            .unwrap();
+        rustix::fs::fsetxattr(&file, "user.kept", b"x", XattrFlags::empty()).unwrap();
+        assert_eq!(
+            rustix::fs::fgetxattr(&file, "user.kept", &mut [0; 4][..]),
+            Ok(1)
+        );
+        let shown = file.metadata().unwrap();
+        assert_eq!(
+            (shown.mode() & 0o777, shown.mtime(), shown.len()),
+            (0o751, 0, 5)
+        );
+        assert_eq!((of_other().mode(), of_other().mtime()), before);
+        assert!(get_xattr(&upper.join("file"), "user.kept").is_err());
+        assert_eq!(get_xattr(&upper.join("moved"), "user.kept").unwrap(), b"x");
+        let moved = upper.join("moved").metadata().unwrap();
+        assert_eq!((moved.mode() & 0o777, moved.mtime()), (0o751, 0));
+    }
+}
