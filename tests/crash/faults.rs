@@ -202,6 +202,8 @@ fn is_time_put_back(call: &str) -> bool {
 fn fail(setup: Setup<'_>, change: &str, (one, error): (&Use, &str), states: &States) -> bool {
     let States { old, new, mask, .. } = states;
     let mut f = setup.start();
+    // As before the calls were counted: the server has the files open now, and needs other calls.
+    f.tree();
     let trace = fault(&f, CALLS, Some((one, error)));
     let answers = f.run(change);
     let calls = trace.end();
