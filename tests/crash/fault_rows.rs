@@ -20,7 +20,7 @@ fn of_acls() {
     fail_each_call("chmod acl-dir 755", "setacl acl-dir default 1001 5");
     fail_each_call(
         "chmod acl.txt 644\nsetacl acl.txt access 1000 6",
-        "removexattr acl.txt system.posix_acl_access",
+        "read acl.txt\nremovexattr acl.txt system.posix_acl_access",
     );
 }
 
