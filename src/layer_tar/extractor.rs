@@ -284,7 +284,7 @@ impl<'d> Extractor<'d> {
     /// Completes a regular file: sets its owner, mode, xattrs and times.
     pub(super) fn finish_file(&mut self, entry: &Entry, fd: &OwnedFd, size: u64) -> Result<()> {
         self.size = self.size.saturating_add(size);
-        let at = At::fd(fd.as_fd());
+        let at = At::opened(fd.as_fd());
         self.own(at, entry)?;
         let owners = self.owners;
         self.lost += xattrs(at, entry, |name| owners || !is_reserved(name))?;

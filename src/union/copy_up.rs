@@ -375,7 +375,7 @@ impl CopyUp<'_> {
         }
         protect_copy(upper, inode, to)?;
         let origin = origin.filter(|_| copy.marked);
-        let index = self.index_entry(inode, file, origin.as_ref(), At::fd(fd.as_fd()))?;
+        let index = self.index_entry(inode, file, origin.as_ref(), At::opened(fd.as_fd()))?;
         // File systems with reflinks log their changes in order: extents, metadata, name. overlayfs
         // does not sync a reflink either, nor a metacopy, which has no data of its own.
         if data != DataCopied::Cloned && !is_metacopy {
@@ -486,7 +486,7 @@ impl CopyUp<'_> {
             size: file.stat.size.min(before.size),
             is_dense: false,
         };
-        let at = At::fd(fd.as_fd()).recorded_as(upper.records());
+        let at = At::opened(fd.as_fd()).recorded_as(upper.records());
         let copied = self.copy_data(inode, source, size, &fd);
         let sized = if copied.is_ok() {
             rustix::fs::ftruncate(&fd, size.map_or(before.size, |s| s.min(before.size)))

@@ -296,11 +296,7 @@ impl Orphans {
 
 /// Returns a descriptor of a file or directory, reusing one that is open.
 fn hold(stack: &Stack, inode: &Inode, at: At<'_>, id: (u64, u64)) -> Result<By> {
-    // This does not wait for the slot: a thread that opens the file holds the slot and waits for
-    // `loc`.
-    let data = stack.open_data_of(inode);
-    // A descriptor that is not writable may belong to a lower file.
-    if let Some(data) = data.filter(|data| data.writable) {
+    if let Some(data) = stack.open_upper_of(inode) {
         return Ok(By::Data(data));
     }
     if let Some(fd) = stack.open_dir_of(inode) {

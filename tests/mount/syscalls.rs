@@ -18,7 +18,6 @@ use testkit::fixture::Fixture;
 use testkit::mount::{Fs, Scratch, Stack};
 use testkit::need::has_tools;
 use testkit::strace::Trace;
-use testkit::task::bind;
 use testkit::{need, need_mounts, without};
 
 /// How often each operation is done.
@@ -308,8 +307,6 @@ fn keeps_to_the_budget(layers: usize) {
 fn keeps_to_it(layers: usize, policy: &str, options: &'static str, only: Option<&str>) {
     let _undisturbed = caches::undisturbed();
     let (scratch, stack) = stack(layers);
-    // A server that may use one CPU only does not look where its callers are.
-    bind(0);
     let f = Fixture::over(&Fs::Unionfs(options), scratch, stack);
     // Each layer's directory is looked up once.
     assert!(!f.at("dir/none").exists());

@@ -295,8 +295,8 @@ impl Crew {
     }
 
     /// Returns the CPU on which the caller runs, or ran last, if threads may follow it there.
-    /// Only the watch may ask: /proc waits while a caller is in execve(2), and such a caller may be waiting
-    /// for a worker.
+    /// Only the watch may ask: reading the /proc of a caller can wait for the caller, which may be
+    /// waiting for a worker.
     fn callers_cpu(&self) -> Option<usize> {
         let cpus = self.cpus?;
         let caller = self.caller.load(Ordering::Relaxed);

@@ -107,12 +107,15 @@ impl Stack {
         f: impl FnOnce(At<'_>) -> Result<T>,
     ) -> Result<T> {
         match self.open_upper_of(inode) {
-            Some(open) => {
-                let records = self.readable_upper()?.records();
-                f(At::opened(open.fd.as_fd()).recorded_as(records))
-            }
+            Some(open) => f(self.at_opened(&open.fd)?),
             None => self.with_upper(inode, f),
         }
+    }
+
+    /// Returns the file of a descriptor with which a file of the upper was opened.
+    fn at_opened<'f>(&self, fd: &'f OwnedFd) -> Result<At<'f>> {
+        let records = self.readable_upper()?.records();
+        Ok(At::opened(fd.as_fd()).recorded_as(records))
     }
 
     /// As [`Self::with_upper_metadata`]. A `copy` that was just made is the upper file of the inode and is not
@@ -127,10 +130,7 @@ impl Stack {
         f: impl FnOnce(At<'_>) -> Result<T>,
     ) -> Result<T> {
         match copy {
-            Some(copy) => {
-                let records = self.readable_upper()?.records();
-                f(At::opened(copy.as_fd()).recorded_as(records))
-            }
+            Some(copy) => f(self.at_opened(copy)?),
             None => self.with_upper_metadata(inode, f),
         }
     }
@@ -141,10 +141,9 @@ impl Stack {
     /// As [`Self::with_upper`].
     pub fn upper_stat(&self, inode: &Inode) -> Result<Stat> {
         if let Some(open) = self.open_upper_of(inode) {
-            let records = self.readable_upper()?.records();
             // The number of links is that of the names which `loc` has.
             let _loc = inode.loc.read();
-            return Ok(At::opened(open.fd.as_fd()).recorded_as(records).stat()?);
+            return Ok(self.at_opened(&open.fd)?.stat()?);
         }
         self.at_upper(inode, |at, id| {
             let stat = at.stat()?;
