@@ -317,7 +317,7 @@ struct Row {
     bytes: u64,
     /// The chain ID of the layers. None: this version cannot read the catalog.
     chain: Option<Digest>,
-    /// None: it is of mounted directories.
+    /// None: it is of directories on file systems that cannot be written.
     store: Option<String>,
     driver: Option<String>,
 }
@@ -376,9 +376,12 @@ pub(super) fn of_image(options: &MountOptions, chain: Option<Label>) -> Option<M
     chosen(options, |own| Some(own.choose(chain?)))
 }
 
-/// Returns the catalog of mounted directories: the named one, or that of lowers that cannot change.
+/// Returns the catalog of mounted directories: the named one, or that of lowers that cannot change,
+/// or that are layers of a store.
 pub(super) fn of_directories(options: &MountOptions, stack: &StackSpec) -> Option<MountCatalog> {
-    chosen(options, |own| own.of_unwritable(stack))
+    chosen(options, |own| {
+        own.of_unwritable(stack).or_else(|| own.of_stored(stack))
+    })
 }
 
 /// Returns the catalog that the options choose; `by_itself` is that of `catalog=on`.

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, OnceLock};
 
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::{DefaultFields, Format, Writer};
@@ -17,6 +19,7 @@ use tracing_subscriber::{EnvFilter, Registry};
 use super::output::one_line;
 use super::system_log::SystemLog;
 use unionfs::fuse;
+use unionfs::sys::daemon;
 
 const VARIABLE: &str = "UNIONFS_LOG";
 
@@ -41,6 +44,22 @@ pub(super) fn is_wanted(verbosity: Verbosity) -> bool {
         || std::env::var_os(VARIABLE).is_some_and(|filter| !filter.is_empty())
 }
 
+/// Where a daemon logs to.
+enum Destination {
+    File(Arc<File>),
+    System(SystemLog),
+}
+
+/// The destination of this process. The processes that it starts keep the descriptor.
+static DESTINATION: OnceLock<Destination> = OnceLock::new();
+
+fn keep_in_helpers(destination: Destination) {
+    daemon::keep_in_helpers(match DESTINATION.get_or_init(|| destination) {
+        Destination::File(file) => file.as_fd(),
+        Destination::System(log) => log.as_fd(),
+    });
+}
+
 /// Logs to standard error.
 pub(super) fn to_stderr(verbosity: Verbosity) {
     start(filter(verbosity), Format::default(), io::stderr);
@@ -48,14 +67,16 @@ pub(super) fn to_stderr(verbosity: Verbosity) {
 
 /// Logs to `file`.
 pub(super) fn to_file(verbosity: Verbosity, file: File) {
-    let writer = std::sync::Mutex::new(file);
-    start(filter(verbosity), Format::default(), writer);
+    let file = Arc::new(file);
+    keep_in_helpers(Destination::File(Arc::clone(&file)));
+    start(filter(verbosity), Format::default(), file);
 }
 
 /// Logs warnings and errors to the log of the system, which adds the time. If the system has no
 /// log, the lines are lost.
 pub(super) fn to_system() {
     if let Some(log) = SystemLog::connect() {
+        keep_in_helpers(Destination::System(log.clone()));
         let format = Format::default().without_time().with_level(false);
         start(EnvFilter::new("warn"), format, log);
     }

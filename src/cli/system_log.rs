@@ -7,6 +7,7 @@
 //! lines, so there is a limit: a [`BURST`], and then one line a second.
 
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,6 +55,12 @@ impl SystemLog {
             socket: connected().ok()?,
             allowance: Mutex::new(Allowance::new(Instant::now())),
         })))
+    }
+}
+
+impl AsFd for SystemLog {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.socket.as_fd()
     }
 }
 

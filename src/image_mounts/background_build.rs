@@ -1,6 +1,7 @@
 //! A process that builds a catalog beside a live mount, at idle priority. The daemon itself may
 //! write to no store, because of its sandbox.
 
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +12,7 @@ use super::image_catalogs::MountCatalog;
 use crate::catalog::{self, Label};
 use crate::layer::StackSpec;
 use crate::sandbox::{self, Mode};
+use crate::store::complete_layers::LayerRecords;
 use crate::sys::daemon;
 
 /// A process that builds a catalog. Dropping this stops it and waits for its end.
@@ -59,6 +61,12 @@ impl Drop for BackgroundBuild {
 
 fn build(catalog: &MountCatalog, stack: &StackSpec, label: &Label, mode: Mode, socket: OwnedFd) {
     crate::sys::schedule::idle_thread();
+    // They are opened before and read after this process has confined itself.
+    let records = match catalog.records(stack) {
+        Ok(records) => records,
+        Err(why) => return tracing::info!("no catalog is built of the layers: {why}"),
+    };
+    let mut unfit = None;
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let confine = |catalogs: BorrowedFd<'_>| {
@@ -73,12 +81,19 @@ fn build(catalog: &MountCatalog, stack: &StackSpec, label: &Label, mode: Mode, s
             stop.store(true, Ordering::Relaxed);
             std::mem::forget(socket);
         });
+        if let Some(Err(why)) = records.as_ref().map(LayerRecords::promise) {
+            unfit = Some(why);
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         Ok(())
     };
     let built = catalog::build_confined(stack, label, catalog.path(), confine, &mut |_| {
         !stopped.load(Ordering::Relaxed)
     });
     match built {
+        Err(_) if let Some(why) = unfit => {
+            tracing::info!("no catalog is built of the layers: {why}");
+        }
         Ok(built) => tracing::info!(?built, "catalog {} built", catalog.path().display()),
         Err(catalog::Error::Stopped | catalog::Error::Busy(_)) => {}
         Err(error) => tracing::warn!(%error, "no catalog is built of the layers"),

@@ -1,17 +1,24 @@
 //! The catalogs of images: the one that a mount uses, the layers that it describes, and those that
 //! are not needed any more. They are in the user's own store (`catalog::directory`), one for each
-//! chain of layers of each store. [`super::unwritable_lowers`] adds those of directories.
+//! chain of layers of each store. [`super::unwritable_lowers`] and [`super::stored_lowers`] add those
+//! of directories.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::error::{Error, Result};
+use super::stored_lowers;
 use super::unwritable_lowers::{self, PresentMounts};
 use crate::catalog::{self, Label, directory};
 use crate::oci::Digest;
+use crate::store::complete_layers::LayerPaths;
 use crate::store::writable::{DRIVER, Garbage, GarbageKind};
 use crate::store::{Chain, Container, Mountable};
+
+/// The number of catalogs of directories that are kept, of each kind.
+const KEPT: usize = 64;
 
 /// Returns the label of the catalog of an image; `None` if it has no layers.
 pub fn label_of_image<L>(image: &Mountable<L>) -> Option<Label> {
@@ -52,6 +59,8 @@ pub struct MountCatalog {
     pub(super) path: PathBuf,
     /// The label of the layers. `None`: the catalog is used, but not built.
     pub(super) label: Option<Label>,
+    /// The layers that must be complete when it is built; `None`: they cannot change.
+    pub(super) layers: Option<LayerPaths>,
     renew: bool,
 }
 
@@ -68,6 +77,7 @@ impl MountCatalog {
         Ok(Self {
             path: absolute,
             label: None,
+            layers: None,
             renew: false,
         })
     }
@@ -122,6 +132,7 @@ impl ImageCatalogs {
             path: directory::path(&self.own_root, &label),
             renew: false,
             label: Some(label),
+            layers: None,
         }
     }
 
@@ -187,6 +198,25 @@ impl ImageCatalogs {
         }
     }
 
+    /// Removes the catalogs of directories with this driver in their labels that are not needed, and
+    /// the oldest ones of too many. What cannot be removed becomes garbage.
+    pub(super) fn remove_old(&self, driver: &[u8], is_needed: impl Fn(&Label) -> bool) {
+        let kept = self.list().unwrap_or_default();
+        let of_driver = kept.into_iter().filter(|kept| {
+            let label = kept.label.as_ref();
+            label.is_some_and(|label| label.driver == driver)
+        });
+        let (mut needed, mut old): (Vec<_>, Vec<_>) =
+            of_driver.partition(|kept| kept.label.as_ref().is_some_and(&is_needed));
+        needed.sort_by_cached_key(|kept| std::cmp::Reverse(made(&kept.path)));
+        old.extend(needed.drain(needed.len().min(KEPT - 1)..));
+        for kept in old {
+            if let Err(error) = directory::remove(&kept.path) {
+                tracing::debug!(%error, path = %kept.path.display(), "a catalog stays");
+            }
+        }
+    }
+
     /// Returns the disk space of all catalogs in bytes; 0 if they cannot be listed.
     pub fn disk_usage(&self) -> u64 {
         let kept = directory::list(&self.own_root).ok();
@@ -205,11 +235,21 @@ impl ImageCatalogs {
     }
 }
 
+/// Returns the time at which a catalog was made.
+fn made(path: &Path) -> Option<SystemTime> {
+    path.symlink_metadata()
+        .and_then(|meta| meta.modified())
+        .ok()
+}
+
 /// Whether the layers of a catalog still exist. A store with Docker's layout has a record of it.
 /// The catalogs of other stores are kept as long as the store exists.
 fn is_needed(label: &Label, present: &PresentMounts) -> bool {
     if label.driver == unwritable_lowers::DRIVER {
         return present.have_all_of(label);
+    }
+    if label.driver == stored_lowers::DRIVER {
+        return stored_lowers::is_there(label);
     }
     let store = PathBuf::from(OsString::from_vec(label.store.clone()));
     let driver = OsString::from_vec(label.driver.clone());
@@ -221,5 +261,46 @@ fn is_needed(label: &Label, present: &PresentMounts) -> bool {
             .is_ok()
     } else {
         store.is_dir()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::{Dialect, LayerSpec, StackSpec};
+
+    #[test]
+    fn the_newest_are_kept_of_those_that_are_needed() {
+        let own = tempfile::tempdir().unwrap();
+        let catalogs = ImageCatalogs::of(own.path());
+        let empty = own.path().join("unionfs");
+        std::fs::create_dir(&empty).unwrap();
+        let stack = StackSpec {
+            lowers: vec![LayerSpec::open(empty, Dialect::ALL).unwrap()],
+            data_only: Vec::new(),
+            upper: None,
+        };
+        let build = |number: u8, driver: &[u8], notes: &[u8]| {
+            let label = Label {
+                chain: [number; 32],
+                store: Vec::new(),
+                driver: driver.to_vec(),
+                notes: notes.to_vec(),
+            };
+            let path = directory::path(own.path(), &label);
+            catalog::build(&stack, &label, &path, &mut |_| true).unwrap();
+            path
+        };
+        let gone = build(100, b"one", b"gone");
+        let other = build(100, b"other", b"gone");
+        let all: Vec<_> = (0..70)
+            .map(|number| build(number, b"one", b"there"))
+            .collect();
+        catalogs.remove_old(b"one", |label| label.notes == b"there");
+        assert!(!gone.exists());
+        assert!(other.exists());
+        let left = all.iter().filter(|path| path.exists()).count();
+        assert_eq!(left, KEPT - 1, "one more is about to be made");
+        assert!(all.last().unwrap().exists());
     }
 }

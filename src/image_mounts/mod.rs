@@ -16,6 +16,7 @@ mod background_build;
 mod error;
 mod image_catalogs;
 mod image_mount;
+mod stored_lowers;
 mod unwritable_lowers;
 
 pub use background_build::BackgroundBuild;

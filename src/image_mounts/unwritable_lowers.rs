@@ -17,21 +17,17 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::Path;
-use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
 
 use super::image_catalogs::{ImageCatalogs, MountCatalog};
-use crate::catalog::{Label, directory, format};
+use crate::catalog::{Label, format};
 use crate::layer::{LayerSpec, StackSpec};
 use crate::sys::mounts::unique_numbers;
 use crate::sys::stat::unique_mount_id;
 
 /// The driver in the label of such a catalog. No store has this name.
 pub(super) const DRIVER: &[u8] = b"mounts";
-/// The number of such catalogs that are kept.
-const KEPT: usize = 64;
 /// The types of file systems that Linux cannot write (`f_type` of statfs(2), linux/magic.h):
 /// squashfs, erofs, cramfs, romfs, iso9660.
 const UNWRITABLE: [u64; 5] = [0x7371_7368, 0xe0f5_e1e2, 0x28cd_3d45, 0x7275, 0x9660];
@@ -46,29 +42,10 @@ impl ImageCatalogs {
         }
         let catalog = self.choose_once(label(stack)?);
         if !catalog.path().exists() {
-            self.remove_old();
+            let present = PresentMounts::now();
+            self.remove_old(DRIVER, |label| present.have_all_of(label));
         }
         Some(catalog)
-    }
-
-    /// Removes the catalogs of mounts that are gone, and the oldest ones of too many. What cannot be
-    /// removed becomes garbage.
-    fn remove_old(&self) {
-        let present = PresentMounts::now();
-        let kept = self.list().unwrap_or_default();
-        let of_mounts = kept.into_iter().filter(|kept| {
-            let driver = kept.label.as_ref().map(|label| label.driver.as_slice());
-            driver == Some(DRIVER)
-        });
-        let (mut needed, mut old): (Vec<_>, Vec<_>) =
-            of_mounts.partition(|kept| kept.label.as_ref().is_some_and(|l| present.have_all_of(l)));
-        needed.sort_by_cached_key(|kept| std::cmp::Reverse(made(&kept.path)));
-        old.extend(needed.drain(needed.len().min(KEPT - 1)..));
-        for kept in old {
-            if let Err(error) = directory::remove(&kept.path) {
-                tracing::debug!(%error, path = %kept.path.display(), "a catalog stays");
-            }
-        }
     }
 }
 
@@ -102,13 +79,6 @@ impl PresentMounts {
         let is_there = |line: &str| line.parse().is_ok_and(|number| numbers.contains(&number));
         lines.next() == Some(start) && lines.all(is_there)
     }
-}
-
-/// Returns the time at which a catalog was made.
-fn made(path: &Path) -> Option<SystemTime> {
-    path.symlink_metadata()
-        .and_then(|meta| meta.modified())
-        .ok()
 }
 
 /// Whether nobody can change files of the file system of a directory while it is mounted.
@@ -195,37 +165,5 @@ mod tests {
             ..present
         };
         assert!(unknown.have_all_of(&with("\n", "\n9")), "it is kept");
-    }
-
-    #[test]
-    fn the_newest_are_kept_of_the_mounts_that_are_there() {
-        let own = tempfile::tempdir().unwrap();
-        let catalogs = ImageCatalogs::of(own.path());
-        std::fs::create_dir(own.path().join("unionfs")).unwrap();
-        let stack = stack(env!("CARGO_MANIFEST_DIR"));
-        let Some(label) = label(&stack) else {
-            return testkit::need::skip(&"the kernel has no unique numbers of mounts (6.8)");
-        };
-        let empty = StackSpec {
-            lowers: vec![LayerSpec::open(own.path().join("unionfs"), Dialect::ALL).unwrap()],
-            ..stack
-        };
-        let build = |number: u8, notes: &[u8]| {
-            let label = Label {
-                chain: [number; 32],
-                notes: notes.to_vec(),
-                ..label.clone()
-            };
-            let path = directory::path(own.path(), &label);
-            crate::catalog::build(&empty, &label, &path, &mut |_| true).unwrap();
-            path
-        };
-        let gone = build(100, b"another start");
-        let all: Vec<_> = (0..70).map(|number| build(number, &label.notes)).collect();
-        catalogs.remove_old();
-        assert!(!gone.exists());
-        let left = all.iter().filter(|path| path.exists()).count();
-        assert_eq!(left, KEPT - 1, "one more is about to be made");
-        assert!(all.last().unwrap().exists());
     }
 }

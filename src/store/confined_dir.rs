@@ -275,6 +275,15 @@ impl ConfinedDir {
         }
     }
 
+    /// Whether only root and this user can change the names in the root directory.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    pub(crate) fn is_trusted(&self) -> Result<bool> {
+        let trusted = walk::is_trusted(&self.fd);
+        trusted.map_err(|error| self.failed("stat", Path::new(""), &error))
+    }
+
     /// Returns the owner of the root directory.
     pub(crate) fn owner(&self) -> Result<u32> {
         let stat = rustix::fs::statat(&self.fd, "", AtFlags::EMPTY_PATH)

@@ -271,6 +271,14 @@ pub enum Error {
         /// The expected target.
         expected: String,
     },
+    /// A store does not promise that the files of a layer stay as they are.
+    #[error("{path:?} {reason}: its files may change")]
+    NotComplete {
+        /// The layer's directory.
+        path: PathBuf,
+        /// The reason.
+        reason: &'static str,
+    },
     /// There is no such container.
     #[error("no container or read-write layer {name:?} in {}; give its name, its full ID or a unique prefix (unionfs ps -a lists read-write layers, the engine its containers)", list(.searched))]
     UnknownContainer {

@@ -8,6 +8,7 @@
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -83,6 +84,15 @@ fn require_one_thread() -> io::Result<()> {
 /// fork(2). A helper that cannot be set up ends, and the socket is at its end.
 pub fn helper(keep: &[BorrowedFd<'_>], work: impl FnOnce(OwnedFd)) -> io::Result<OwnedFd> {
     start_helper(Others::LeadNowhere, keep, work)
+}
+
+/// The descriptor that all helpers keep.
+static KEPT: OnceLock<BorrowedFd<'static>> = OnceLock::new();
+
+/// Lets all helpers keep a descriptor: that of a log, whose lines would go to whatever gets its
+/// number. Only the first call counts.
+pub fn keep_in_helpers(log: BorrowedFd<'static>) {
+    let _ = KEPT.set(log);
 }
 
 /// As [`helper`], but one system call closes all other descriptors. `work` must not own any.
@@ -358,6 +368,7 @@ fn let_go(others: Others, keep: &[BorrowedFd<'_>], own: &OwnedFd) -> io::Result<
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     let mut kept: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    kept.extend(KEPT.get().map(AsRawFd::as_raw_fd));
     kept.extend([0, 1, 2, own.as_raw_fd()]);
     kept.sort_unstable();
     kept.dedup();

@@ -168,13 +168,13 @@ pub fn is_own_descriptor(path: &Path) -> bool {
             && path.file_name().is_some_and(number))
 }
 
-/// Whether the content of a file may be trusted: it belongs to root or to this user, and no other
+/// Whether the content of a file or directory may be trusted: it belongs to root or to this user, and no other
 /// user may write to it (root's group and groups of this process are allowed). In a user namespace,
 /// root outside of it counts as another user.
 ///
 /// # Errors
 /// Those of statx(2).
-pub fn is_trusted(file: &File) -> io::Result<bool> {
+pub fn is_trusted(file: impl AsFd) -> io::Result<bool> {
     let st = look(file.as_fd(), OWNER | StatxFlags::GID)?;
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
     let nobody = st.stx_uid == OVERFLOW_UID && !process::in_initial_user_namespace();

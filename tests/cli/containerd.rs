@@ -18,7 +18,7 @@ const META: &str = "ctd/root/io.containerd.metadata.v1.bolt/meta.db";
 
 /// A containerd with a store of its own in `ctd/root` of a home; killed when dropped.
 pub(super) struct Containerd {
-    home: Home,
+    pub(super) home: Home,
     daemon: Child,
 }
 
@@ -58,7 +58,7 @@ impl Containerd {
     }
 
     /// Returns the key of the topmost snapshot of an image.
-    fn top(&self, image: &str) -> String {
+    pub(super) fn top(&self, image: &str) -> String {
         let layers = &self.json(&["inspect", "--json", image])[0]["layers"];
         let top = layers.as_array().unwrap().last().unwrap();
         top["chain_id"].as_str().unwrap().to_owned()
@@ -127,7 +127,7 @@ fn make_images(home: &Home) {
 }
 
 /// Starts a containerd with both images, unpacked.
-fn with_images() -> Needed<Containerd> {
+pub(super) fn with_images() -> Needed<Containerd> {
     let containerd = Containerd::start()?;
     make_images(&containerd.home);
     containerd.ctr(&["images", "import", &containerd.home.text("app.tar")]);

@@ -53,6 +53,7 @@ mod sandbox;
 mod scratch_images;
 mod set_id_images;
 mod signals;
+mod stored_lowers;
 mod system_log;
 mod terminals;
 mod tree_diff;

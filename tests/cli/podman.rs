@@ -11,14 +11,14 @@ use testkit::need;
 use testkit::need::{Needed, can_mount, has_tools};
 
 /// podman with stores in a home, which storage.conf names.
-struct Podman {
-    home: Home,
+pub(super) struct Podman {
+    pub(super) home: Home,
     driver: &'static str,
 }
 
 impl Podman {
     /// Starts podman with the image `app:1` of two layers in its store.
-    fn start(driver: &'static str) -> Needed<Self> {
+    pub(super) fn start(driver: &'static str) -> Needed<Self> {
         can_mount()?;
         has_tools(&["podman", "busybox"])?;
         let home = Home::new();
@@ -51,7 +51,7 @@ impl Podman {
     }
 
     /// Runs a script in which `podman` uses these stores, and returns its output.
-    fn shell(&self, script: &str) -> String {
+    pub(super) fn shell(&self, script: &str) -> String {
         self.shell_with("storage.conf", script)
     }
 
@@ -70,7 +70,7 @@ impl Podman {
     }
 
     /// Returns the content of a directory: the names and contents of all files.
-    fn tree(&self, dir: &str) -> String {
+    pub(super) fn tree(&self, dir: &str) -> String {
         self.shell(&format!(
             "cd {dir}; find . -printf '%p %y %m %U:%G %s\\n' | sort; find . -type f | sort | xargs sha256sum"
         ))

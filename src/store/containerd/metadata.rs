@@ -8,7 +8,7 @@
 //! The key of an unpacked layer is its chain ID; `name` is its key in the snapshotter's own file,
 //! where `id` (a varint) is the number of its directory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 
@@ -98,6 +98,25 @@ pub(super) fn read_metadata(file: &File, path: &Path, only: Option<&str>) -> Res
 /// [`Error::Bolt`].
 pub(super) fn read_snapshots(file: &File, path: &Path) -> Result<HashMap<Vec<u8>, Snapshot>> {
     bolt::read(file, snapshots).map_err(|fault| of_file(path, fault))
+}
+
+/// Returns the numbers of the directories of committed snapshots, which are not written any more.
+///
+/// # Errors
+/// [`Error::Bolt`].
+pub(crate) fn committed(file: &File, path: &Path) -> Result<HashSet<u64>> {
+    let snapshots = read_snapshots(file, path)?;
+    let mut committed = HashSet::new();
+    let mut others = HashSet::new();
+    for snapshot in snapshots.into_values() {
+        let set = if snapshot.is_committed {
+            &mut committed
+        } else {
+            &mut others
+        };
+        set.insert(snapshot.id);
+    }
+    Ok(&committed - &others)
 }
 
 fn of_file(path: &Path, fault: Fault) -> Error {

@@ -22,6 +22,7 @@ mod metadata;
 mod records;
 
 pub(crate) use content::blob;
+pub(crate) use metadata::committed;
 pub(crate) use records::{Snapshotter, open};
 
 use std::path::PathBuf;
@@ -31,6 +32,9 @@ pub(crate) const SNAPSHOTTERS: [&str; 3] = ["overlayfs", "fuse-overlayfs", "nati
 
 /// The file that identifies a store of containerd.
 pub(crate) const METADATA: &str = "io.containerd.metadata.v1.bolt/meta.db";
+
+/// The file of a snapshotter, in its directory.
+pub(crate) const SNAPSHOTS: &str = "metadata.db";
 
 /// Returns the directory of a snapshotter, below the root.
 pub(crate) fn snapshotter_dir(name: &str) -> PathBuf {

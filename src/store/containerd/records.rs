@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::content::{self, PulledManifest};
 use super::metadata::{self, Metadata, Named, Snapshot};
-use super::{METADATA, SNAPSHOTTERS, snapshotter_dir};
+use super::{METADATA, SNAPSHOTS, SNAPSHOTTERS, snapshotter_dir};
 use crate::oci::chain_id;
 use crate::oci::text::excerpt;
 use crate::oci::{Digest, Platform, Reference};
@@ -103,7 +103,7 @@ pub(crate) fn open(root: &Arc<ConfinedDir>, namespace: Option<&str>) -> Result<V
 
 /// Returns the path of a snapshotter's file, below the root.
 fn file_of(snapshotter: &str) -> PathBuf {
-    snapshotter_dir(snapshotter).join("metadata.db")
+    snapshotter_dir(snapshotter).join(SNAPSHOTS)
 }
 
 impl Snapshotter {

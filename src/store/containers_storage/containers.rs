@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::run_lists::Kind;
-use super::{RawLayer, Records, VOLATILE_CONTAINERS, list};
+use super::{CONTAINERS, RawLayer, Records, VOLATILE_CONTAINERS, list};
 use crate::oci::Digest;
 use crate::store::error::{Error, Result};
 use crate::store::imagedb;
@@ -23,7 +23,7 @@ pub(super) struct RawContainer {
     id: String,
     names: Option<Vec<String>>,
     image: Option<String>,
-    layer: Option<String>,
+    pub(super) layer: Option<String>,
 }
 
 impl Records {
@@ -34,7 +34,7 @@ impl Records {
         }
         let dir = format!("{}-containers", self.driver);
         let mut containers = HashMap::new();
-        for name in ["containers.json", VOLATILE_CONTAINERS] {
+        for name in [CONTAINERS, VOLATILE_CONTAINERS] {
             let records = list::<RawContainer>(&self.root, &Path::new(&dir).join(name))?;
             let records = records.into_iter().flatten();
             containers.extend(records.map(|container| (container.id.clone(), container)));

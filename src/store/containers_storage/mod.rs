@@ -4,7 +4,7 @@
 //! ```text
 //! <driver>-images/images.json                   [{"id", "names", "layer"}]
 //! <driver>-images/<id>/=<base64(key)>           the configuration, key `sha256:<id>`
-//! <driver>-layers/layers.json                   [{"id", "parent", "diff-digest", "diff-size"}]
+//! <driver>-layers/layers.json                   [{"id", "parent", "diff-digest", "diff-size", "flags"}]
 //! <driver>-layers/volatile-layers.json          more of them; may be absent
 //! <driver>-layers/<id>.tar-split.gz             as Docker's
 //! <driver>-containers/containers.json           [{"id", "names", "image", "layer"}]
@@ -16,10 +16,13 @@
 //! layers of additional stores (`additionalimagestores` of storage.conf), which have the same
 //! layout in other roots.
 
+mod complete;
 mod containers;
 mod layers;
+mod open_list;
 mod run_lists;
 
+pub(crate) use complete::CompleteLayers;
 pub(crate) use run_lists::RunLists;
 
 use std::collections::{HashMap, HashSet};
@@ -44,6 +47,8 @@ use crate::oci::{Digest, json};
 /// The size limit of images.json or layers.json, in bytes.
 const LIMIT: u64 = 64 << 20;
 
+const LAYERS: &str = "layers.json";
+const CONTAINERS: &str = "containers.json";
 const VOLATILE_LAYERS: &str = "volatile-layers.json";
 const VOLATILE_CONTAINERS: &str = "volatile-containers.json";
 
@@ -230,8 +235,7 @@ impl Records {
     }
 
     fn layers_json(&self) -> PathBuf {
-        self.root
-            .full(layers::dir(&self.driver).join("layers.json"))
+        self.root.full(layers::dir(&self.driver).join(LAYERS))
     }
 
     fn record(&self, layer: &RawLayer, parent: Option<Digest>, diff: &Digest) -> Result<Record> {

@@ -7,18 +7,15 @@
 //! <driver>-containers/volatile-containers.json  [{"id", "names", "image", "layer"}]
 //! ```
 //! (containers/storage since 1.45, layers.go and containers.go: `layerspathPrefix`, `transient`.)
-//! podman replaces a list by a rename, so an open file is a complete list. The run root also has
-//! secrets of containers; a process that confines itself therefore opens the lists before, and keeps
-//! no access to the run root.
+//! The run root also has secrets of containers; a process that confines itself therefore opens the
+//! lists before ([`OpenList`]), and keeps no access to the run root.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
-use super::{LIMIT, VOLATILE_CONTAINERS, VOLATILE_LAYERS, layers, parse};
+use super::open_list::OpenList;
+use super::{VOLATILE_CONTAINERS, VOLATILE_LAYERS, layers};
 use crate::store::confined_dir::ConfinedDir;
 use crate::store::drivers;
 use crate::store::error::{Error, Result};
@@ -52,8 +49,7 @@ pub(crate) struct RunLists(Vec<List>);
 struct List {
     driver: &'static str,
     kind: Kind,
-    path: PathBuf,
-    file: File,
+    list: OpenList,
 }
 
 impl RunLists {
@@ -69,15 +65,8 @@ impl RunLists {
         let mut lists = Vec::new();
         for driver in drivers::PODMAN {
             for kind in Kind::ALL {
-                let name = kind.path(driver);
-                let path = dir.full(&name);
-                let file = dir.file(&name)?;
-                lists.extend(file.map(|file| List {
-                    driver,
-                    kind,
-                    path,
-                    file,
-                }));
+                let list = OpenList::open(&dir, &kind.path(driver))?;
+                lists.extend(list.map(|list| List { driver, kind, list }));
             }
         }
         if lists.is_empty() {
@@ -99,36 +88,8 @@ impl RunLists {
         let mut records = Vec::new();
         let fits = |list: &&List| list.driver == driver && list.kind == kind;
         for list in self.0.iter().filter(fits) {
-            records.extend(parse::<T>(&list.path, &list.bytes()?)?);
+            records.extend(list.list.read::<T>()?);
         }
         Ok(records)
-    }
-}
-
-impl List {
-    /// Reads the file. Copies of this process share its position, so that is not used.
-    fn bytes(&self) -> Result<Vec<u8>> {
-        let failed = |error: std::io::Error| {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            Error::io("read", &self.path, errno)
-        };
-        let size = self.file.metadata().map_err(failed)?.len();
-        let too_large = || Error::TooLarge {
-            path: self.path.clone(),
-            limit: LIMIT,
-        };
-        let size = usize::try_from(size).ok().filter(|_| size <= LIMIT);
-        let mut bytes = vec![0; size.ok_or_else(too_large)?];
-        let mut at = 0;
-        while at < bytes.len() {
-            match self.file.read_at(&mut bytes[at..], at as u64) {
-                Ok(0) => break,
-                Ok(count) => at += count,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        bytes.truncate(at);
-        Ok(bytes)
     }
 }

@@ -1,0 +1,131 @@
+//! Catalogs of directories that are complete layers of a store: lowers that podman, buildah, Docker or
+//! containerd name for a mount program. Their paths say where the records of the store are
+//! ([`LayerPaths`]). The process that makes the catalog reads these, and makes none if a layer is not
+//! complete. A mount that finds a catalog reads no records: the catalog fits only the same
+//! directories, which nothing writes to as long as they exist.
+//!
+//! The notes of such a catalog are a line for each layer, with its path. If one is gone, the catalog is
+//! of no use.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+
+use super::image_catalogs::{ImageCatalogs, MountCatalog};
+use crate::catalog::{Label, format};
+use crate::layer::{LayerSpec, StackSpec};
+use crate::store::complete_layers::{LayerPaths, LayerRecords};
+
+/// The driver in the label of such a catalog. No store has this name.
+pub(super) const DRIVER: &[u8] = b"layers";
+
+impl ImageCatalogs {
+    /// Returns the catalog that a mount of directories uses, or makes if there is none and all lowers
+    /// are complete layers. `None`: one of them does not look like a layer of a store.
+    pub fn of_stored(&self, stack: &StackSpec) -> Option<MountCatalog> {
+        let layers = LayerPaths::parse(stack.lowers.iter().map(LayerSpec::path))?;
+        let mut catalog = self.choose_once(label(stack, &layers)?);
+        catalog.layers = Some(layers);
+        if !catalog.path().exists() {
+            self.remove_old(DRIVER, is_there);
+        }
+        Some(catalog)
+    }
+}
+
+impl MountCatalog {
+    /// Opens the records of the layers, which say whether the catalog may be made; `None` if it may be
+    /// made anyway.
+    ///
+    /// # Errors
+    /// Those of [`LayerPaths::open`].
+    pub(super) fn records(&self, stack: &StackSpec) -> crate::store::Result<Option<LayerRecords>> {
+        let dirs = || stack.lowers.iter().map(|layer| layer.dir.as_fd());
+        let layers = self.layers.as_ref();
+        layers.map(|layers| layers.open(dirs())).transpose()
+    }
+}
+
+/// Whether all layers of such a catalog are still there. Those of other roots than the first are not
+/// looked for: a process in a sandbox may not see them.
+pub(super) fn is_there(label: &Label) -> bool {
+    let root = Path::new(OsStr::from_bytes(&label.store));
+    let paths = label.notes.split(|byte| *byte == b'\n');
+    let mut paths = paths.map(|path| Path::new(OsStr::from_bytes(path)));
+    paths.all(|path| !path.starts_with(root) || path.symlink_metadata().is_ok())
+}
+
+/// Returns the label of the catalog of these lowers, in this order.
+fn label(stack: &StackSpec, layers: &LayerPaths) -> Option<Label> {
+    let mut identity = Sha256::new();
+    let mut paths = Vec::new();
+    for (layers, flags) in [(&stack.lowers, 0), (&stack.data_only, format::DATA_ONLY)] {
+        for layer in layers {
+            let path = layer.path().as_os_str().as_bytes();
+            let ino = rustix::fs::fstat(layer.dir.as_fd()).ok()?.st_ino;
+            let flags = flags | format::dialect_bits(layer.dialect);
+            for number in [path.len() as u64, ino, flags.into()] {
+                identity.update(number.to_le_bytes());
+            }
+            identity.update(path);
+            paths.push(path);
+        }
+    }
+    Some(Label {
+        chain: identity.finalize().into(),
+        store: layers.root().as_os_str().as_bytes().to_vec(),
+        driver: DRIVER.to_vec(),
+        notes: paths.join(&b'\n'),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::layer::Dialect;
+
+    fn stack(paths: &[PathBuf]) -> StackSpec {
+        let open = |path| LayerSpec::open(path, Dialect::ALL).unwrap();
+        StackSpec {
+            lowers: paths.iter().map(open).collect(),
+            data_only: Vec::new(),
+            upper: None,
+        }
+    }
+
+    #[test]
+    fn a_label_is_that_of_its_directories_in_their_order() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let layer = |id: &str| {
+            let path = root.join("overlay").join(id).join("diff");
+            std::fs::create_dir_all(&path).unwrap();
+            path
+        };
+        let (a, b) = (layer("a"), layer("b"));
+        let catalogs = ImageCatalogs::of(root.join("own"));
+        let label = |paths: &[&PathBuf]| {
+            let paths: Vec<PathBuf> = paths.iter().map(|path| (*path).clone()).collect();
+            let found = catalogs.of_stored(&stack(&paths));
+            found.map(|catalog| catalog.label.unwrap())
+        };
+        let both = label(&[&a, &b]).unwrap();
+        assert_eq!(label(&[&a, &b]).as_ref(), Some(&both));
+        assert_ne!(label(&[&b, &a]).unwrap().chain, both.chain);
+        assert_eq!(both.store, root.as_os_str().as_bytes());
+        assert!(label(&[&a, &root]).is_none(), "the root is no layer");
+        assert!(is_there(&both));
+        std::fs::remove_dir(&a).unwrap();
+        assert!(!is_there(&both));
+        let elsewhere = Label {
+            store: b"/elsewhere".to_vec(),
+            ..both
+        };
+        assert!(is_there(&elsewhere));
+    }
+}

@@ -1,0 +1,285 @@
+//! Directories that are complete layers of a store, recognized by their paths. podman, buildah,
+//! Docker and containerd name such directories as lowers when they call a mount program, and do not
+//! say that they are layers. The records of the store say which layers are complete. Nothing writes
+//! to those again; they can only be removed.
+//!
+//! ```text
+//! <root>/overlay/<id>/diff                    <root>/overlay-layers/layers.json   podman
+//! <root>/{overlay2,fuse-overlayfs}/<id>/diff  <root>/image/<driver>/layerdb       Docker
+//! <root>/snapshots/<n>/fs                     <root>/metadata.db                  containerd
+//! ```
+//!
+//! A path only says which records are read. Whoever may write to the records could promise what is
+//! not so; therefore they must belong to root or to this user. Their content is hostile data: a
+//! process opens the files ([`LayerPaths::open`]), confines itself, and reads them then
+//! ([`LayerRecords::promise`]).
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use super::confined_dir::{ConfinedDir, SMALL};
+use super::containerd;
+use super::containers_storage::CompleteLayers;
+use super::error::{Error, Result};
+use super::layerdb::CacheId;
+use crate::sys::walk;
+
+/// The kinds of stores, by the place of their layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    ContainersStorage,
+    /// The driver of a store with Docker's layout.
+    Docker(&'static str),
+    Containerd,
+}
+
+/// The directory of a layer.
+#[derive(Clone, Debug)]
+struct LayerPath {
+    path: PathBuf,
+    /// The directory of the records.
+    root: PathBuf,
+    kind: Kind,
+    id: CacheId,
+}
+
+impl LayerPath {
+    /// Recognizes the directory of a layer by its path.
+    fn parse(path: &Path) -> Option<Self> {
+        let mut names = path.iter().rev().map(|name| name.to_str());
+        let (last, id, above) = (names.next()??, names.next()??, names.next()??);
+        let kind = match (last, above) {
+            ("diff", "overlay") => Kind::ContainersStorage,
+            ("diff", "overlay2") => Kind::Docker("overlay2"),
+            ("diff", "fuse-overlayfs") => Kind::Docker("fuse-overlayfs"),
+            ("fs", "snapshots") => Kind::Containerd,
+            _ => return None,
+        };
+        Some(Self {
+            path: path.to_owned(),
+            root: path.ancestors().nth(3)?.to_owned(),
+            kind,
+            id: CacheId::parse(id.as_bytes())?,
+        })
+    }
+
+    fn not_complete(&self, reason: &'static str) -> Error {
+        Error::NotComplete {
+            path: self.path.clone(),
+            reason,
+        }
+    }
+}
+
+/// The paths of directories that look like those of layers, top first; at least one.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerPaths(Vec<LayerPath>);
+
+impl LayerPaths {
+    /// Recognizes directories by their paths; `None` if one of them is not like a layer's.
+    pub(crate) fn parse<'p>(paths: impl IntoIterator<Item = &'p Path>) -> Option<Self> {
+        let layers: Option<Vec<_>> = paths.into_iter().map(LayerPath::parse).collect();
+        layers.filter(|layers| !layers.is_empty()).map(Self)
+    }
+
+    /// Returns the directory of the records of the topmost layer.
+    pub(crate) fn root(&self) -> &Path {
+        self.0.first().map_or(Path::new(""), |layer| &layer.root)
+    }
+
+    /// Opens the records of these layers, whose open directories are `dirs`, in the same order.
+    ///
+    /// # Errors
+    /// [`Error::NotComplete`] if a path leads to another directory now, or another user could have
+    /// written the records; those of opening files.
+    pub(crate) fn open<'d>(
+        &self,
+        dirs: impl IntoIterator<Item = BorrowedFd<'d>>,
+    ) -> Result<LayerRecords> {
+        let mut records: Vec<(Records, Vec<LayerPath>)> = Vec::new();
+        for (layer, dir) in self.0.iter().zip(dirs) {
+            let same = |of: &&mut (Records, Vec<LayerPath>)| {
+                let first = of.1.first();
+                first.is_some_and(|first| (&first.root, first.kind) == (&layer.root, layer.kind))
+            };
+            let of = match records.iter_mut().find(same) {
+                Some(of) => of,
+                None => {
+                    records.push((Records::open(layer)?, Vec::new()));
+                    records
+                        .last_mut()
+                        .ok_or_else(|| layer.not_complete(NO_RECORDS))?
+                }
+            };
+            of.0.require_same(layer, dir)?;
+            of.1.push(layer.clone());
+        }
+        Ok(LayerRecords(records))
+    }
+}
+
+const NO_RECORDS: &str = "has no records of a store";
+
+/// Open records of layers.
+#[derive(Debug)]
+pub(crate) struct LayerRecords(Vec<(Records, Vec<LayerPath>)>);
+
+impl LayerRecords {
+    /// Reads the records. Nothing writes to the layers any more if this returns no error.
+    ///
+    /// # Errors
+    /// [`Error::NotComplete`] for a layer that is not complete, or that belongs to a container;
+    /// those of reading the records.
+    pub(crate) fn promise(&self) -> Result<()> {
+        for (records, layers) in &self.0 {
+            let complete = records.complete()?;
+            let missing = layers
+                .iter()
+                .find(|layer| !complete.contains(layer.id.as_str()));
+            if let Some(layer) = missing {
+                return Err(layer.not_complete("is no complete layer by the records of its store"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The open records of one store.
+#[derive(Debug)]
+struct Records {
+    root: ConfinedDir,
+    files: Files,
+}
+
+#[derive(Debug)]
+enum Files {
+    ContainersStorage(CompleteLayers),
+    /// The cache IDs in layerdb. They are small, and compared only, so they are read at once.
+    Docker(HashSet<String>),
+    Containerd(File),
+}
+
+impl Records {
+    fn open(layer: &LayerPath) -> Result<Self> {
+        let foreign = || layer.not_complete("has records that another user may change");
+        let root = ConfinedDir::open(&layer.root)?;
+        if !root.is_trusted()? {
+            return Err(foreign());
+        }
+        let missing = || layer.not_complete(NO_RECORDS);
+        let files = match layer.kind {
+            Kind::ContainersStorage => {
+                let lists = CompleteLayers::open(&root, "overlay")?.ok_or_else(missing)?;
+                if !lists.are_trusted()? {
+                    return Err(foreign());
+                }
+                Files::ContainersStorage(lists)
+            }
+            Kind::Docker(driver) => Files::Docker(cache_ids(&root, driver)?),
+            Kind::Containerd => {
+                let name = containerd::SNAPSHOTS;
+                let file = root.file(name)?.ok_or_else(missing)?;
+                let trusted = walk::is_trusted(&file);
+                if !trusted.map_err(|error| root.failed("stat", Path::new(name), &error))? {
+                    return Err(foreign());
+                }
+                Files::Containerd(file)
+            }
+        };
+        Ok(Self { root, files })
+    }
+
+    /// Requires that the path of a layer leads to its open directory.
+    fn require_same(&self, layer: &LayerPath, dir: BorrowedFd<'_>) -> Result<()> {
+        let moved = || layer.not_complete("is not the directory that is mounted");
+        let relative = self.root.relative(&layer.path).ok_or_else(moved)?;
+        let found = self.root.dir(relative, OFlags::PATH)?.ok_or_else(moved)?;
+        let stat = |dir| {
+            let stat = rustix::fs::fstat(dir);
+            stat.map(|stat| (stat.st_dev, stat.st_ino))
+                .map_err(|errno| Error::io("stat", &layer.path, errno))
+        };
+        if stat(found.as_fd())? == stat(dir)? {
+            Ok(())
+        } else {
+            Err(moved())
+        }
+    }
+
+    /// Returns the IDs of the complete layers.
+    fn complete(&self) -> Result<HashSet<String>> {
+        match &self.files {
+            Files::ContainersStorage(lists) => lists.ids(),
+            Files::Docker(ids) => Ok(ids.clone()),
+            Files::Containerd(file) => {
+                let path = self.root.full(containerd::SNAPSHOTS);
+                let numbers = containerd::committed(file, &path)?;
+                Ok(numbers.iter().map(u64::to_string).collect())
+            }
+        }
+    }
+}
+
+/// Returns the cache IDs of the layers of a driver in Docker's layerdb: a layer gets its name there
+/// when it is complete, and its containers' layers are elsewhere (`layerdb/mounts`).
+fn cache_ids(root: &ConfinedDir, driver: &str) -> Result<HashSet<String>> {
+    let layers = Path::new("image").join(driver).join("layerdb/sha256");
+    let mut ids = HashSet::new();
+    for name in root.list(&layers)? {
+        let id = root.read(layers.join(name).join("cache-id"), SMALL)?;
+        let id = id.and_then(|id| CacheId::parse(id.trim_ascii()));
+        ids.extend(id.map(|id| id.to_string()));
+    }
+    Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(path: &str) -> Option<(Kind, String, String)> {
+        let layer = LayerPath::parse(Path::new(path))?;
+        let root = layer.root.to_str().unwrap().to_owned();
+        Some((layer.kind, root, layer.id.to_string()))
+    }
+
+    #[test]
+    fn layers_are_recognized_by_their_paths() {
+        let found = |kind, root: &str, id: &str| Some((kind, root.to_owned(), id.to_owned()));
+        assert_eq!(
+            parsed("/s/overlay/ab1/diff"),
+            found(Kind::ContainersStorage, "/s", "ab1")
+        );
+        assert_eq!(
+            parsed("/s/overlay2/ab1/diff"),
+            found(Kind::Docker("overlay2"), "/s", "ab1")
+        );
+        assert_eq!(
+            parsed("/c/io.containerd.snapshotter.v1.overlayfs/snapshots/7/fs"),
+            found(
+                Kind::Containerd,
+                "/c/io.containerd.snapshotter.v1.overlayfs",
+                "7"
+            )
+        );
+        for other in [
+            "/",
+            "diff",
+            "/overlay/ab1/diff/etc",
+            "/s/overlay/ab1/merged",
+            "/s/overlay/a b/diff",
+            "/s/vfs/dir/ab1",
+            "/s/snapshots/7/work",
+        ] {
+            assert_eq!(parsed(other), None, "{other}");
+        }
+        let (one, none) = (Path::new("/s/overlay/ab1/diff"), Path::new("/etc"));
+        assert!(LayerPaths::parse([one, none]).is_none());
+        assert!(LayerPaths::parse([]).is_none());
+        assert_eq!(LayerPaths::parse([one]).unwrap().root(), Path::new("/s"));
+    }
+}
