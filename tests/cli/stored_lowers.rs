@@ -213,8 +213,8 @@ fn containerds_committed_snapshots_have_one() {
     containerd.ctr(&["snapshots", "prepare", "written", &top]);
     let mount = containerd.ctr(&["snapshots", "mounts", &home.text("mnt"), "written"]);
     let of = |option: &str| {
-        let options = mount.split([' ', ',']);
-        let found = options.filter_map(|text| text.strip_prefix(option)).next();
+        let mut options = mount.split([' ', ',']);
+        let found = options.find_map(|text| text.strip_prefix(option));
         found
             .unwrap_or_else(|| panic!("no {option} in {mount}"))
             .trim()
