@@ -181,8 +181,8 @@ impl ImageCatalogs {
         Ok(garbage.collect())
     }
 
-    /// Removes the catalogs of chains that were removed from the store in `root`, a store of
-    /// unionfs. A catalog that cannot be removed becomes garbage.
+    /// Removes the catalogs of chains, and of their directories, that were removed from the store in
+    /// `root`, a store of unionfs. A catalog that cannot be removed becomes garbage.
     pub fn remove_of_chains(&self, root: &Path, chains: &[Digest]) {
         for chain in chains {
             let label = Label {
@@ -192,8 +192,15 @@ impl ImageCatalogs {
                 notes: Vec::new(),
             };
             let path = directory::path(&self.own_root, &label);
-            if let Err(error) = directory::remove(&path) {
-                tracing::debug!(%error, path = %path.display(), "a catalog stays");
+            remove(&path);
+        }
+        let root = root.as_os_str().as_bytes();
+        for kept in self.list().unwrap_or_default() {
+            let label = kept.label.as_ref().filter(|label| label.store == root);
+            if label
+                .is_some_and(|l| l.driver == stored_lowers::DRIVER && !stored_lowers::is_there(l))
+            {
+                remove(&kept.path);
             }
         }
     }
@@ -210,11 +217,7 @@ impl ImageCatalogs {
             of_driver.partition(|kept| kept.label.as_ref().is_some_and(&is_needed));
         needed.sort_by_cached_key(|kept| std::cmp::Reverse(made(&kept.path)));
         old.extend(needed.drain(needed.len().min(KEPT - 1)..));
-        for kept in old {
-            if let Err(error) = directory::remove(&kept.path) {
-                tracing::debug!(%error, path = %kept.path.display(), "a catalog stays");
-            }
-        }
+        old.iter().for_each(|kept| remove(&kept.path));
     }
 
     /// Returns the disk space of all catalogs in bytes; 0 if they cannot be listed.
@@ -232,6 +235,12 @@ impl ImageCatalogs {
             path: directory::dir(&self.own_root),
             source,
         })
+    }
+}
+
+fn remove(catalog: &Path) {
+    if let Err(error) = directory::remove(catalog) {
+        tracing::debug!(%error, path = %catalog.display(), "a catalog stays");
     }
 }
 

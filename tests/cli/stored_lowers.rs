@@ -276,4 +276,8 @@ fn layers_in_dockers_layout_have_one() {
     let said = built(&home, &options);
     assert!(!said.contains(REFUSED), "{said}");
     assert!(uses_one(&home, &options));
+    assert_eq!(catalogs(&home).len(), 1);
+    home.run(["rm", "work"]).ok();
+    home.run(["rmi", "app:1"]).ok();
+    assert!(catalogs(&home).is_empty(), "it goes with its layers");
 }

@@ -369,8 +369,12 @@ impl View {
                 starved,
             })
         };
+        // Reading the /proc of the caller can take long. Threads that join or leave must not wait for
+        // that. Only the watch changes what it has read from the state.
+        drop(state);
         let cpu = gives_way.then(|| crew.callers_cpu()).flatten();
         gives_way &= crew.cpus.is_none() || cpu.is_some();
+        let mut state = crew.state.lock();
         if (gives_way, cpu) != (state.gives_way, state.cpu) {
             (state.gives_way, state.cpu) = (gives_way, cpu);
             crew.tell(&state, &state.members);
