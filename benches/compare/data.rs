@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::figures::report::{Group, Sample};
 use crate::metadata::timed;
 use crate::subjects::{Bed, sh};
-use crate::{Workload, aside, row};
+use crate::{Workload, aside, messages, row};
 
 macro_rules! fio_rows {
     ($kind:ident: $($section:literal),* $(,)?) => {
@@ -68,7 +68,7 @@ fn prepare(bed: &Bed<'_>, section: &str) -> Result<(), String> {
 
 fn fio(bed: &mut Bed<'_>, section: &str) -> Result<Sample, String> {
     prepare(bed, section)?;
-    measure(bed, section)
+    messages::counted(|| measure(bed, section))
 }
 
 fn measure(bed: &Bed<'_>, section: &str) -> Result<Sample, String> {
@@ -94,7 +94,7 @@ fn measure(bed: &Bed<'_>, section: &str) -> Result<Sample, String> {
 
 fn cold_read(bed: &mut Bed<'_>) -> Result<Sample, String> {
     bed.drop_caches();
-    measure(bed, "seqread-128k-cold-lower")
+    messages::counted(|| measure(bed, "seqread-128k-cold-lower"))
 }
 
 /// The number of small writes, and their size in bytes.

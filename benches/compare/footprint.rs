@@ -127,6 +127,7 @@ fn amount(bed: &Bed<'_>, value: f64, unit: Unit) -> Outcome {
         value,
         unit,
         bytes: None,
+        messages: None,
     })
 }
 
@@ -146,6 +147,7 @@ fn page_cache(bed: &mut Bed<'_>) -> Outcome {
         value: pages * 1024.0,
         unit: Unit::Bytes,
         bytes: None,
+        messages: None,
     })
 }
 

@@ -7,6 +7,7 @@
 //! layers    the files: images of several depths         image      made and loaded into a store of unionfs
 //! subjects  the columns, and a mount that can be made cold
 //! metadata  workloads on names and attributes           data       on contents, mostly fio    copy_up
+//! messages  how many messages of FUSE a row sends, and what one costs
 //! work      compilers, git, databases, chroots          footprint  memory, descriptors, page cache, CPU
 //! busy      latency beside other processes, many clients, one CPU
 //! progress  how long a run takes
@@ -26,6 +27,7 @@ mod footprint;
 mod image;
 mod layers;
 mod machine;
+mod messages;
 mod metadata;
 mod progress;
 mod subjects;
@@ -39,7 +41,7 @@ use clap::Parser as _;
 
 use disk::Disk;
 use figures::publish;
-use figures::report::{Group, Report, Sample, Weight};
+use figures::report::{DEFAULT, Group, Report, Sample, Weight};
 use layers::{DEPTH, Layers, MILLION};
 use progress::Progress;
 use subjects::{Bed, Subject};
@@ -337,7 +339,10 @@ impl Turn<'_> {
 
     /// Measures one row, on the mount as it is.
     fn one(&mut self, bed: &mut Bed<'_>, workload: &Workload, name: &str) {
+        let counts = self.subject.name == DEFAULT;
+        messages::of(counts.then(|| bed.path()));
         self.add(workload, name, caught(|| (workload.run)(bed)));
+        messages::of(None);
     }
 
     /// Adds what was measured to the report, and writes it.

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Stat, lstat};
 
-use crate::figures::report::{Group, Sample};
+use crate::figures::report::{EMPTY, Group, Sample};
 use crate::layers::{FIO_SIZE, MANY, MANY_NAME, SOME, SOME_NAME};
 use crate::subjects::Bed;
-use crate::{Workload, aside, busy, row};
+use crate::{Workload, aside, busy, messages, row};
 
 pub(crate) const ALL: &[Workload] = &[
     row(Group::Mounts, "mount", mount),
@@ -30,6 +30,7 @@ pub(crate) const ALL: &[Workload] = &[
     row(Group::Walks, "reading a tree cold", read_cold),
     row(Group::Walks, "warm open+read+close of a tree", read_warm),
     row(Group::Walks, "20000 open+close of one file", open_loop),
+    aside(Group::Walks, EMPTY, messages::empty),
     row(Group::Metadata, "3000 create+write+close", create),
     row(Group::Metadata, "3000 rename", rename),
     row(Group::Metadata, "3000 unlink", unlink),
@@ -63,9 +64,11 @@ fn text(e: impl std::fmt::Display) -> String {
 }
 
 pub(crate) fn timed(action: impl FnOnce() -> std::io::Result<()>) -> Outcome {
-    let start = Instant::now();
-    action().map_err(text)?;
-    Ok(Sample::time(start.elapsed()))
+    messages::counted(|| {
+        let start = Instant::now();
+        action().map_err(text)?;
+        Ok(Sample::time(start.elapsed()))
+    })
 }
 
 /// Whether a walk leaves a directory out: those for listings would outweigh the tree.
@@ -146,7 +149,7 @@ fn walk_warm(bed: &mut Bed<'_>) -> Outcome {
 }
 
 /// Returns a file below `usr`, found without a walk.
-fn one_file(bed: &Bed<'_>) -> Result<PathBuf, String> {
+pub(crate) fn one_file(bed: &Bed<'_>) -> Result<PathBuf, String> {
     let mut at = bed.path().join("usr");
     loop {
         let mut entries: Vec<PathBuf> = fs::read_dir(&at)

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::figures::report::{Group, NOTHING, Sample};
 use crate::subjects::{Bed, sh};
-use crate::{Workload, row};
+use crate::{Workload, messages, row};
 
 /// The scripts of a workload. `$1` is the mount, `$2` a directory outside of it. Only the second
 /// script is timed.
@@ -139,7 +139,9 @@ fn run(bed: &mut Bed<'_>, script: &Script) -> Result<Sample, String> {
     }
     let args = [bed.path(), bed.outside()];
     sh(&format!("{PREPARE}{}", script.before), &args)?;
-    let start = Instant::now();
-    sh(script.timed, &args)?;
-    Ok(Sample::time(start.elapsed()))
+    messages::counted(|| {
+        let start = Instant::now();
+        sh(script.timed, &args)?;
+        Ok(Sample::time(start.elapsed()))
+    })
 }

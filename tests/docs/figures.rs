@@ -72,6 +72,7 @@ fn rows_have_a_median_and_a_range() {
         let sample = Sample {
             value,
             unit: Unit::Seconds,
+            messages: None,
             bytes: None,
         };
         report.add(("row", Group::Data, Weight::Counted), KERNEL, Ok(sample));

@@ -70,13 +70,21 @@ fn missed(report: &Report) -> String {
     rows.sort_by(|a, b| by_distance(b).total_cmp(&by_distance(a)));
     let mut out = format!(
         "{} of {} rows miss their aims with default options:\n\n\
-         | row | aim | default | best column of unionfs |\n| --- | ---: | ---: | ---: |\n",
+         | row | aim | default | messages | kernel and messages | best column of unionfs |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: |\n",
         rows.len(),
         report.count()
     );
     for (row, ratio) in rows {
         let (aim, best) = (aims::at_most(&row.name), report.best(row).unwrap_or(ratio));
-        let _ = writeln!(out, "| {} | {aim} | {ratio:.2} | {best:.2} |", row.name);
+        let messages = row.messages.map_or("–".into(), |n| n.to_string());
+        let bound = report.with_messages(row);
+        let bound = bound.map_or("–".into(), |bound| format!("{bound:.2}"));
+        let _ = writeln!(
+            out,
+            "| {} | {aim} | {ratio:.2} | {messages} | {bound} | {best:.2} |",
+            row.name
+        );
     }
     out
 }

@@ -11,6 +11,10 @@ pub(crate) const KERNEL: &str = "kernel";
 /// Our column with default options, on plain directories.
 pub(crate) const DEFAULT: &str = "unionfs";
 
+/// The row of messages that the server answers from memory, and their number.
+pub(crate) const EMPTY: &str = "20000 messages without work";
+pub(crate) const EMPTY_MESSAGES: u32 = 20_000;
+
 /// The unit of a [`Sample`]. Less is better for all units.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -27,6 +31,8 @@ pub(crate) struct Sample {
     pub(crate) unit: Unit,
     /// The number of bytes that were moved in that time, for workloads on throughput.
     pub(crate) bytes: Option<f64>,
+    /// The number of messages of FUSE that were sent in that time, if it was counted.
+    pub(crate) messages: Option<u64>,
 }
 
 impl Sample {
@@ -35,6 +41,7 @@ impl Sample {
             value,
             unit: Unit::Seconds,
             bytes: None,
+            messages: None,
         }
     }
 
@@ -107,6 +114,9 @@ pub(crate) struct Row {
     pub(crate) weight: Weight,
     pub(crate) unit: Option<Unit>,
     pub(crate) bytes: Option<f64>,
+    /// The number of messages of FUSE in the column [`DEFAULT`].
+    #[serde(default)]
+    pub(crate) messages: Option<u64>,
     /// Values by column, in the order of the rounds.
     values: BTreeMap<String, Vec<f64>>,
     /// Reasons by column.
@@ -223,6 +233,7 @@ impl Report {
                 weight,
                 unit: None,
                 bytes: None,
+                messages: None,
                 values: BTreeMap::new(),
                 failed: BTreeMap::new(),
             });
@@ -233,6 +244,7 @@ impl Report {
             Ok(sample) => {
                 row.unit = Some(sample.unit);
                 row.bytes = sample.bytes;
+                row.messages = sample.messages.or(row.messages);
                 let values = row.values.entry(column.to_owned()).or_default();
                 // Nanoseconds are enough. A number with more digits may be read as another one than was
                 // written.
@@ -288,6 +300,14 @@ impl Report {
     pub(crate) fn best(&self, row: &Row) -> Option<f64> {
         let ours = self.columns.iter().filter(|c| c.is_ours());
         ours.filter_map(|c| row.ratio(&c.name)).reduce(f64::min)
+    }
+
+    /// Returns the ratio of a column that does the work of kernel overlayfs in the same time, and
+    /// sends the messages of the column [`DEFAULT`], each at the cost of one without work.
+    pub(crate) fn with_messages(&self, row: &Row) -> Option<f64> {
+        let empty = self.row(EMPTY)?;
+        let message = (empty.median(DEFAULT)? - empty.median(KERNEL)?) / f64::from(EMPTY_MESSAGES);
+        Some(1.0 + row.messages? as f64 * message / row.median(KERNEL)?)
     }
 
     /// Returns what is known of the machine, or "unknown".
