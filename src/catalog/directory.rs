@@ -16,7 +16,9 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::fs::{
+    AtFlags, Dir, FlockOperation, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_NOW,
+};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
@@ -126,6 +128,28 @@ pub fn remove(path: &Path) -> io::Result<bool> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         other => other.map(|()| true),
     }
+}
+
+/// Notes that a catalog is used now: it is not the first to be removed. A symlink is not followed.
+///
+/// # Errors
+/// Those of utimensat(2), and of opening the directory that contains it.
+pub fn touch(path: &Path) -> io::Result<()> {
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: UTIME_NOW,
+    };
+    let times = Timestamps {
+        last_access: now,
+        last_modification: now,
+    };
+    let (dir, name) = walk::open_parent(path, Trust::of_root())?;
+    Ok(rustix::fs::utimensat(
+        dir,
+        name,
+        &times,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
 }
 
 /// Opens a file for reading and for locks, without waiting.

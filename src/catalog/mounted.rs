@@ -13,8 +13,10 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use super::build;
 use super::format::{self, Record};
 use super::view::{Damaged, DirRef, Identity, View};
 use crate::layer::at::{At, Stat};
@@ -92,7 +94,7 @@ struct MountedCatalog {
     absent: DashMap<(u64, FileKind, u16), Errno>,
     given_up: AtomicBool,
     /// See [`Lowers::when_wrong`].
-    when_wrong: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    when_wrong: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
 }
 
 impl std::fmt::Debug for MountedCatalog {
@@ -122,7 +124,7 @@ impl Mounted {
             tidy_at: AtomicUsize::new(TIDY_MIN),
             absent: DashMap::with_shard_amount(16),
             given_up: AtomicBool::new(false),
-            when_wrong: OnceLock::new(),
+            when_wrong: Mutex::default(),
         })))
     }
 
@@ -149,9 +151,9 @@ impl MountedCatalog {
         }
         let path = self.path.display();
         tracing::warn!("catalog {path} is not used any more: {why}");
-        // The directory may be read-only. The next mount then finds the error itself.
+        // A server in a sandbox does not reach it. `when_wrong` then leads to its keeper.
         let _ = std::fs::remove_file(&self.path);
-        if let Some(call) = self.when_wrong.get() {
+        for call in &*self.when_wrong.lock() {
             call();
         }
     }
@@ -172,20 +174,45 @@ impl MountedCatalog {
         })
     }
 
-    /// Compares an open file with its record.
+    /// Compares a file, whose attributes are `found`, with its record.
     fn check_data(
         &self,
         id: FileId,
         file: &LowerFile,
+        at: At<'_>,
         found: &Stat,
     ) -> std::result::Result<(), Errno> {
         match self.identity(id.0) {
             Ok(said) if said == Identity::from(found) => Ok(()),
+            Ok(_) if self.has_another_link(id, at, found) => Ok(()),
             _ => {
                 let (dir, name) = file.data_place();
                 Err(self.is_stale(dir, name))
             }
         }
+    }
+
+    /// Whether a file differs from its record only in the number of its links, and in the time at which
+    /// that changed. Stores share equal files of their layers as hard links. Without xattrs there is no
+    /// ACL that could have changed.
+    fn has_another_link(&self, id: FileId, at: At<'_>, found: &Stat) -> bool {
+        let Ok(record) = self.view.record(id.0) else {
+            return false;
+        };
+        let special = format::METACOPY | format::XATTRS;
+        let Ok(said) = self.stat_in(&record) else {
+            return false;
+        };
+        let linked = Stat {
+            nlink: found.nlink,
+            ctime: found.ctime,
+            atime: found.atime,
+            ..said
+        };
+        record.flags.get() & special == 0
+            && said.nlink != found.nlink
+            && linked == *found
+            && build::xattr_flags(at) == 0
     }
 
     /// Returns the root of the layer that a record belongs to.
@@ -345,8 +372,12 @@ impl Lowers for Mounted {
         self.0.is_believed()
     }
 
+    fn file_of_names(&self) -> Option<&Path> {
+        Some(&self.0.path)
+    }
+
     fn when_wrong(&self, call: Box<dyn Fn() + Send + Sync>) {
-        let _ = self.0.when_wrong.set(call);
+        self.0.when_wrong.lock().push(call);
     }
 
     fn plain(&self, id: FileId) -> Plain {
@@ -413,8 +444,8 @@ impl Lowers for Mounted {
     fn open(&self, file: &LowerFile) -> std::result::Result<std::os::fd::OwnedFd, Errno> {
         let fd = self.0.layers.open_data(file)?;
         if let Some(id) = file.id {
-            let found = At::fd(fd.as_fd()).stat()?;
-            self.0.check_data(id, file, &found)?;
+            let at = At::opened(fd.as_fd());
+            self.0.check_data(id, file, at, &at.stat()?)?;
         }
         Ok(fd)
     }
@@ -424,8 +455,9 @@ impl Lowers for Mounted {
             return Ok(());
         };
         let (dir, name) = file.data_place();
-        let found = At::new(self.0.layers.fd(dir)?.as_fd(), name).stat()?;
-        self.0.check_data(id, file, &found)
+        let fd = self.0.layers.fd(dir)?;
+        let at = At::new(fd.as_fd(), name);
+        self.0.check_data(id, file, at, &at.stat()?)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The keeper is a process beside a server in a sandbox. It does what the server may not do: it
-//! publishes the record of the mount, detaches the mount, and cleans up after it, each on request.
-//! It decides nothing and reads only these requests. Its only descriptors are its socket and, to
-//! find origins by their file handles, the root of a lower on each file system. A handle leads to
+//! publishes the record of the mount, removes a catalog that is wrong, detaches the mount, and cleans
+//! up after it, each on request. It decides nothing and reads only these requests. Its only
+//! descriptors are its socket, that of the log and, to find origins by their file handles, the root of
+//! a lower on each file system. A handle leads to
 //! any file of a file system, and the holder of its descriptor may change its mode, so only the
 //! identity of the file is returned.
 //!
@@ -15,9 +16,10 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::thread::CapabilitySet;
@@ -26,12 +28,15 @@ use super::error::{Error, Result};
 use super::own_mount::{Connectedness, OwnMount};
 use super::runtime::MountRecord;
 use crate::layer::origin::{Origin, OriginFile};
+use crate::sys::walk::{self, Trust};
 use crate::sys::{capabilities, daemon, process};
 
 /// Detach the mount. A byte follows: whether the connection lives.
 const DETACH: u8 = b'd';
 /// Give the written record its name.
 const PUBLISH: u8 = b'p';
+/// Remove the catalog of the mount, so that the next mount makes another one.
+const CATALOG: u8 = b'c';
 /// Find an origin. The device number and the origin follow. The answer is an [`OriginFile`].
 const ORIGIN: u8 = b'o';
 /// Whether the thread whose number follows has CAP_SYS_ADMIN over the machine. The kernel tells it
@@ -80,6 +85,7 @@ impl Keeper {
         mount: &OwnMount,
         record: Option<&MountRecord>,
         file_systems: &[(u64, BorrowedFd<'_>)],
+        catalog: Option<PathBuf>,
         afterwards: Afterwards,
     ) -> io::Result<Self> {
         let mount = mount.clone();
@@ -89,7 +95,11 @@ impl Keeper {
         let kept: Vec<_> = file_systems.iter().map(|(_, root)| *root).collect();
         let socket = daemon::bare_helper(&kept, move |socket| {
             confine();
-            keep(&socket, &mount, record.as_ref(), file_systems, afterwards);
+            let own = OwnFiles {
+                record: record.as_ref(),
+                catalog: catalog.as_deref(),
+            };
+            keep(&socket, &mount, &own, file_systems, afterwards);
         })?;
         Ok(Self {
             socket: Mutex::new(Some(socket)),
@@ -150,6 +160,13 @@ impl Keeper {
         *self.socket.lock() = None;
     }
 
+    /// Removes the catalog of the mount. A warning says why it stays.
+    pub(super) fn remove_catalog(&self) {
+        if let Err(error) = self.ask(CATALOG) {
+            tracing::warn!(%error, "the catalog stays");
+        }
+    }
+
     /// See [`process::administers_machine`]; false without a keeper.
     pub(super) fn administers_machine(&self, thread: u32) -> bool {
         let mut message = vec![ADMINISTERS];
@@ -207,11 +224,17 @@ fn confine() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
+/// The files of the mount that the keeper may remove.
+struct OwnFiles<'f> {
+    record: Option<&'f MountRecord>,
+    catalog: Option<&'f Path>,
+}
+
 /// Runs the keeper.
 fn keep(
     socket: &OwnedFd,
     mount: &OwnMount,
-    record: Option<&MountRecord>,
+    own: &OwnFiles<'_>,
     file_systems: &[(u64, BorrowedFd<'_>)],
     afterwards: Afterwards,
 ) {
@@ -241,9 +264,13 @@ fn keep(
                 };
                 done(mount.detach(connection).map(drop))
             }
-            PUBLISH => done(record.map_or(Ok(()), MountRecord::publish)),
+            PUBLISH => done(own.record.map_or(Ok(()), MountRecord::publish)),
+            CATALOG => match own.catalog.map(remove_catalog) {
+                None | Some(Ok(())) => Ok(Vec::new()),
+                Some(Err(error)) => Err(error.to_string()),
+            },
             last => {
-                if let Some(record) = record {
+                if let Some(record) = own.record {
                     record.remove();
                 }
                 afterwards(match last {
@@ -255,6 +282,15 @@ fn keep(
             }
         };
         answer(socket, outcome);
+    }
+}
+
+/// Removes a catalog. Another mount may have done it.
+fn remove_catalog(path: &Path) -> io::Result<()> {
+    let (dir, name) = walk::open_parent(path, Trust::of_root())?;
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }
 

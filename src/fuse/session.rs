@@ -250,12 +250,15 @@ fn prepare(
     let places = union.file_systems();
     let own = attachment.own();
     let made = attachment.control().open_files();
-    let keeper = Keeper::start(own, record.as_ref(), &places, sandbox.afterwards);
+    let catalog = union.catalog();
+    let keeper = Keeper::start(own, record.as_ref(), &places, catalog, sandbox.afterwards);
     // The keeper has it too, and closes it meanwhile.
     drop(made);
     let keeper = Arc::new(keeper.map_err(|error| failed(attachment.mountpoint(), error))?);
     let finder = Arc::clone(&keeper);
     union.find_origins_by(Box::new(move |dev, origin| finder.find_origin(dev, origin)));
+    let remover = Arc::clone(&keeper);
+    union.when_catalog_is_wrong(move || remover.remove_catalog());
     attachment.prepare_sandbox(keeper);
     let in_force = (sandbox.enter)(union).map_err(|e| failed(attachment.mountpoint(), e))?;
     if let Some(record) = record {

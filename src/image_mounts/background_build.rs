@@ -66,6 +66,7 @@ fn build(catalog: &MountCatalog, stack: &StackSpec, label: &Label, mode: Mode, s
         Ok(records) => records,
         Err(why) => return tracing::info!("no catalog is built of the layers: {why}"),
     };
+    catalog.make_room();
     let mut unfit = None;
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);

@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::error::{Error, Result};
-use super::stored_lowers;
+use super::stored_lowers::{self, StoredLayers};
 use super::unwritable_lowers::{self, PresentMounts};
 use crate::catalog::{self, Label, directory};
 use crate::oci::Digest;
-use crate::store::complete_layers::LayerPaths;
 use crate::store::writable::{DRIVER, Garbage, GarbageKind};
 use crate::store::{Chain, Container, Mountable};
 
@@ -60,7 +59,7 @@ pub struct MountCatalog {
     /// The label of the layers. `None`: the catalog is used, but not built.
     pub(super) label: Option<Label>,
     /// The layers that must be complete when it is built; `None`: they cannot change.
-    pub(super) layers: Option<LayerPaths>,
+    pub(super) layers: Option<StoredLayers>,
     renew: bool,
 }
 
@@ -181,8 +180,8 @@ impl ImageCatalogs {
         Ok(garbage.collect())
     }
 
-    /// Removes the catalogs of chains, and of their directories, that were removed from the store in
-    /// `root`, a store of unionfs. A catalog that cannot be removed becomes garbage.
+    /// Removes the catalogs of chains that were removed from the store in `root`, a store of
+    /// unionfs. A catalog that cannot be removed becomes garbage.
     pub fn remove_of_chains(&self, root: &Path, chains: &[Digest]) {
         for chain in chains {
             let label = Label {
@@ -194,19 +193,10 @@ impl ImageCatalogs {
             let path = directory::path(&self.own_root, &label);
             remove(&path);
         }
-        let root = root.as_os_str().as_bytes();
-        for kept in self.list().unwrap_or_default() {
-            let label = kept.label.as_ref().filter(|label| label.store == root);
-            if label
-                .is_some_and(|l| l.driver == stored_lowers::DRIVER && !stored_lowers::is_there(l))
-            {
-                remove(&kept.path);
-            }
-        }
     }
 
     /// Removes the catalogs of directories with this driver in their labels that are not needed, and
-    /// the oldest ones of too many. What cannot be removed becomes garbage.
+    /// of too many those that were made or used first. What cannot be removed becomes garbage.
     pub(super) fn remove_old(&self, driver: &[u8], is_needed: impl Fn(&Label) -> bool) {
         let kept = self.list().unwrap_or_default();
         let of_driver = kept.into_iter().filter(|kept| {
@@ -215,7 +205,7 @@ impl ImageCatalogs {
         });
         let (mut needed, mut old): (Vec<_>, Vec<_>) =
             of_driver.partition(|kept| kept.label.as_ref().is_some_and(&is_needed));
-        needed.sort_by_cached_key(|kept| std::cmp::Reverse(made(&kept.path)));
+        needed.sort_by_cached_key(|kept| std::cmp::Reverse(used(&kept.path)));
         old.extend(needed.drain(needed.len().min(KEPT - 1)..));
         old.iter().for_each(|kept| remove(&kept.path));
     }
@@ -244,8 +234,8 @@ fn remove(catalog: &Path) {
     }
 }
 
-/// Returns the time at which a catalog was made.
-fn made(path: &Path) -> Option<SystemTime> {
+/// Returns the time at which a catalog was made, or last used.
+fn used(path: &Path) -> Option<SystemTime> {
     path.symlink_metadata()
         .and_then(|meta| meta.modified())
         .ok()

@@ -1,40 +1,68 @@
-//! Catalogs of directories that are complete layers of a store: lowers that podman, buildah, Docker or
+//! Catalogs of directories that are complete layers of a store: lowers that podman, buildah or
 //! containerd name for a mount program. Their paths say where the records of the store are
 //! ([`LayerPaths`]). The process that makes the catalog reads these, and makes none if a layer is not
 //! complete. A mount that finds a catalog reads no records: the catalog fits only the same
-//! directories, which nothing writes to as long as they exist.
+//! directories, whose files the store does not write as long as they exist.
 //!
 //! The notes of such a catalog are a line for each layer, with its path. If one is gone, the catalog is
-//! of no use.
+//! of no use. Of too many, those are removed that have not been used for the longest time.
 
 use std::ffi::OsStr;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use rustix::fs::{AtFlags, StatxFlags};
 use sha2::{Digest as _, Sha256};
 
 use super::image_catalogs::{ImageCatalogs, MountCatalog};
-use crate::catalog::{Label, format};
+use super::unwritable_lowers::{UNWRITABLE, file_system};
+use crate::catalog::{Label, directory, format};
 use crate::layer::{LayerSpec, StackSpec};
 use crate::store::complete_layers::{LayerPaths, LayerRecords};
+use crate::sys::mounts::is_idmapped;
+use crate::sys::stat::statx;
 
 /// The driver in the label of such a catalog. No store has this name.
 pub(super) const DRIVER: &[u8] = b"layers";
 
 impl ImageCatalogs {
     /// Returns the catalog that a mount of directories uses, or makes if there is none and all lowers
-    /// are complete layers. `None`: one of them does not look like a layer of a store.
+    /// are complete layers. `None`: one of them does not look like a layer of a store, or cannot be
+    /// told from another directory that takes its place.
     pub fn of_stored(&self, stack: &StackSpec) -> Option<MountCatalog> {
         let layers = LayerPaths::parse(stack.lowers.iter().map(LayerSpec::path))?;
-        let mut catalog = self.choose_once(label(stack, &layers)?);
-        catalog.layers = Some(layers);
-        if !catalog.path().exists() {
-            self.remove_old(DRIVER, is_there);
+        if !stack
+            .lowers
+            .iter()
+            .all(|layer| is_recognizable(layer.dir.as_fd()))
+        {
+            return None;
         }
+        let mut catalog = self.choose_once(label(stack, &layers));
+        catalog.layers = Some(StoredLayers {
+            paths: layers,
+            catalogs: self.clone(),
+        });
+        // This fails if there is none.
+        let _ = directory::touch(catalog.path());
         Some(catalog)
     }
 }
+
+/// Whether the header of a catalog tells this directory from every other one: it has a time of birth,
+/// and is on a file system of this machine that is written, not replaced ([`UNWRITABLE`]). The owners
+/// are those on the file system: the records say nothing of mappings of mounts.
+fn is_recognizable(dir: BorrowedFd<'_>) -> bool {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
+    let stat = statx(dir, c"", flags, StatxFlags::BTIME);
+    stat.is_ok_and(|stat| stat.stx_mask & StatxFlags::BTIME.bits() != 0)
+        && file_system(dir).is_some_and(|kind| kind != FUSE && !UNWRITABLE.contains(&kind))
+        && !is_idmapped(dir)
+}
+
+/// The type of FUSE file systems (`f_type` of statfs(2), linux/magic.h).
+const FUSE: u64 = 0x6573_5546;
 
 impl MountCatalog {
     /// Opens the records of the layers, which say whether the catalog may be made; `None` if it may be
@@ -45,8 +73,23 @@ impl MountCatalog {
     pub(super) fn records(&self, stack: &StackSpec) -> crate::store::Result<Option<LayerRecords>> {
         let dirs = || stack.lowers.iter().map(|layer| layer.dir.as_fd());
         let layers = self.layers.as_ref();
-        layers.map(|layers| layers.open(dirs())).transpose()
+        layers.map(|layers| layers.paths.open(dirs())).transpose()
     }
+
+    /// Removes catalogs of other layers, if there are too many, before this one is made.
+    pub(super) fn make_room(&self) {
+        if let Some(layers) = &self.layers {
+            layers.catalogs.remove_old(DRIVER, |_| true);
+        }
+    }
+}
+
+/// The layers of a catalog that are to be complete.
+#[derive(Clone, Debug)]
+pub(super) struct StoredLayers {
+    paths: LayerPaths,
+    /// Where the catalog is.
+    catalogs: ImageCatalogs,
 }
 
 /// Whether all layers of such a catalog are still there. Those of other roots than the first are not
@@ -58,28 +101,28 @@ pub(super) fn is_there(label: &Label) -> bool {
     paths.all(|path| !path.starts_with(root) || path.symlink_metadata().is_ok())
 }
 
-/// Returns the label of the catalog of these lowers, in this order.
-fn label(stack: &StackSpec, layers: &LayerPaths) -> Option<Label> {
+/// Returns the label of the catalog of these lowers, in this order. A layer that is made again has the
+/// same one, so its catalog replaces the old one.
+fn label(stack: &StackSpec, layers: &LayerPaths) -> Label {
     let mut identity = Sha256::new();
     let mut paths = Vec::new();
     for (layers, flags) in [(&stack.lowers, 0), (&stack.data_only, format::DATA_ONLY)] {
         for layer in layers {
             let path = layer.path().as_os_str().as_bytes();
-            let ino = rustix::fs::fstat(layer.dir.as_fd()).ok()?.st_ino;
             let flags = flags | format::dialect_bits(layer.dialect);
-            for number in [path.len() as u64, ino, flags.into()] {
+            for number in [path.len() as u64, flags.into()] {
                 identity.update(number.to_le_bytes());
             }
             identity.update(path);
             paths.push(path);
         }
     }
-    Some(Label {
+    Label {
         chain: identity.finalize().into(),
         store: layers.root().as_os_str().as_bytes().to_vec(),
         driver: DRIVER.to_vec(),
         notes: paths.join(&b'\n'),
-    })
+    }
 }
 
 #[cfg(test)]

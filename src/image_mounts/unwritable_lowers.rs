@@ -30,7 +30,7 @@ use crate::sys::stat::unique_mount_id;
 pub(super) const DRIVER: &[u8] = b"mounts";
 /// The types of file systems that Linux cannot write (`f_type` of statfs(2), linux/magic.h):
 /// squashfs, erofs, cramfs, romfs, iso9660.
-const UNWRITABLE: [u64; 5] = [0x7371_7368, 0xe0f5_e1e2, 0x28cd_3d45, 0x7275, 0x9660];
+pub(super) const UNWRITABLE: [u64; 5] = [0x7371_7368, 0xe0f5_e1e2, 0x28cd_3d45, 0x7275, 0x9660];
 
 impl ImageCatalogs {
     /// Returns the catalog that a mount of directories uses, or makes if there is none. `None`: a
@@ -83,9 +83,14 @@ impl PresentMounts {
 
 /// Whether nobody can change files of the file system of a directory while it is mounted.
 fn is_unwritable(dir: BorrowedFd<'_>) -> bool {
+    file_system(dir).is_some_and(|kind| UNWRITABLE.contains(&kind))
+}
+
+/// Returns the type of the file system of a directory (`f_type` of statfs(2)).
+pub(super) fn file_system(dir: BorrowedFd<'_>) -> Option<u64> {
     // The type has another width on other architectures.
     #[allow(clippy::unnecessary_cast)]
-    rustix::fs::fstatfs(dir).is_ok_and(|fs| UNWRITABLE.contains(&(fs.f_type as u64)))
+    rustix::fs::fstatfs(dir).map(|fs| fs.f_type as u64).ok()
 }
 
 /// Returns the label of the catalog of these lowers on these mounts, in this order.

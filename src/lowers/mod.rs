@@ -24,6 +24,7 @@ mod origins;
 use std::ffi::CStr;
 use std::fmt::Debug;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::StatVfs;
@@ -86,7 +87,14 @@ pub trait Lowers: Debug + Send + Sync {
         false
     }
 
-    /// Registers `call`, which is called when answers turn out to have been wrong. The caller then
+    /// Returns the file that names and attributes come from, if it is to be removed when they turn out
+    /// to be wrong.
+    fn file_of_names(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Registers `call`, which is called when answers turn out to have been wrong, after others that
+    /// were registered before. The caller then
     /// forgets all that it derived from answers; from then on answers are right.
     fn when_wrong(&self, call: Box<dyn Fn() + Send + Sync>) {
         drop(call);

@@ -1,13 +1,14 @@
-//! Directories that are complete layers of a store, recognized by their paths. podman, buildah,
-//! Docker and containerd name such directories as lowers when they call a mount program, and do not
-//! say that they are layers. The records of the store say which layers are complete. Nothing writes
-//! to those again; they can only be removed.
+//! Directories that are complete layers of a store, recognized by their paths. podman, buildah and
+//! containerd name such directories as lowers when they call a mount program, and do not say that
+//! they are layers. The records of the store say which layers are complete: the store writes no files
+//! of those again.
 //!
 //! ```text
-//! <root>/overlay/<id>/diff                    <root>/overlay-layers/layers.json   podman
-//! <root>/{overlay2,fuse-overlayfs}/<id>/diff  <root>/image/<driver>/layerdb       Docker
-//! <root>/snapshots/<n>/fs                     <root>/metadata.db                  containerd
+//! <root>/overlay/<id>/diff    <root>/overlay-layers/layers.json   podman, buildah, CRI-O
+//! <root>/snapshots/<n>/fs     <root>/metadata.db                  containerd
 //! ```
+//! (Each container of Docker has a layer of its own among its lowers, so nothing would be gained
+//! there.)
 //!
 //! A path only says which records are read. Whoever may write to the records could promise what is
 //! not so; therefore they must belong to root or to this user. Their content is hostile data: a
@@ -17,11 +18,12 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::confined_dir::{ConfinedDir, SMALL};
+use super::confined_dir::ConfinedDir;
 use super::containerd;
 use super::containers_storage::CompleteLayers;
 use super::error::{Error, Result};
@@ -32,10 +34,11 @@ use crate::sys::walk;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     ContainersStorage,
-    /// The driver of a store with Docker's layout.
-    Docker(&'static str),
     Containerd,
 }
+
+/// The driver of podman's whose layers a mount program gets.
+const OVERLAY: &str = "overlay";
 
 /// The directory of a layer.
 #[derive(Clone, Debug)]
@@ -50,12 +53,13 @@ struct LayerPath {
 impl LayerPath {
     /// Recognizes the directory of a layer by its path.
     fn parse(path: &Path) -> Option<Self> {
+        if path.as_os_str().as_bytes().contains(&b'\n') {
+            return None;
+        }
         let mut names = path.iter().rev().map(|name| name.to_str());
         let (last, id, above) = (names.next()??, names.next()??, names.next()??);
         let kind = match (last, above) {
-            ("diff", "overlay") => Kind::ContainersStorage,
-            ("diff", "overlay2") => Kind::Docker("overlay2"),
-            ("diff", "fuse-overlayfs") => Kind::Docker("fuse-overlayfs"),
+            ("diff", OVERLAY) => Kind::ContainersStorage,
             ("fs", "snapshots") => Kind::Containerd,
             _ => return None,
         };
@@ -158,8 +162,6 @@ struct Records {
 #[derive(Debug)]
 enum Files {
     ContainersStorage(CompleteLayers),
-    /// The cache IDs in layerdb. They are small, and compared only, so they are read at once.
-    Docker(HashSet<String>),
     Containerd(File),
 }
 
@@ -167,24 +169,21 @@ impl Records {
     fn open(layer: &LayerPath) -> Result<Self> {
         let foreign = || layer.not_complete("has records that another user may change");
         let root = ConfinedDir::open(&layer.root)?;
-        if !root.is_trusted()? {
-            return Err(foreign());
-        }
         let missing = || layer.not_complete(NO_RECORDS);
         let files = match layer.kind {
             Kind::ContainersStorage => {
-                let lists = CompleteLayers::open(&root, "overlay")?.ok_or_else(missing)?;
-                if !lists.are_trusted()? {
+                let lists = CompleteLayers::open(&root, OVERLAY)?.ok_or_else(missing)?;
+                if !lists.belong_to_us(&root, OVERLAY)? {
                     return Err(foreign());
                 }
                 Files::ContainersStorage(lists)
             }
-            Kind::Docker(driver) => Files::Docker(cache_ids(&root, driver)?),
             Kind::Containerd => {
                 let name = containerd::SNAPSHOTS;
                 let file = root.file(name)?.ok_or_else(missing)?;
-                let trusted = walk::is_trusted(&file);
-                if !trusted.map_err(|error| root.failed("stat", Path::new(name), &error))? {
+                let ours = walk::belongs_to_us(&file);
+                let ours = ours.map_err(|error| root.failed("stat", Path::new(name), &error))?;
+                if !ours || !root.belongs_to_us(Path::new(""))? {
                     return Err(foreign());
                 }
                 Files::Containerd(file)
@@ -193,7 +192,8 @@ impl Records {
         Ok(Self { root, files })
     }
 
-    /// Requires that the path of a layer leads to its open directory.
+    /// Requires that the path of a layer leads to its open directory, which is on the file system
+    /// of the store: the records say nothing of what is mounted on a layer.
     fn require_same(&self, layer: &LayerPath, dir: BorrowedFd<'_>) -> Result<()> {
         let moved = || layer.not_complete("is not the directory that is mounted");
         let relative = self.root.relative(&layer.path).ok_or_else(moved)?;
@@ -203,18 +203,19 @@ impl Records {
             stat.map(|stat| (stat.st_dev, stat.st_ino))
                 .map_err(|errno| Error::io("stat", &layer.path, errno))
         };
-        if stat(found.as_fd())? == stat(dir)? {
-            Ok(())
-        } else {
-            Err(moved())
+        if stat(found.as_fd())? != stat(dir)? {
+            return Err(moved());
         }
+        if stat(dir)?.0 != self.root.device()? || self.root.is_mount_root(relative) {
+            return Err(layer.not_complete("is on another file system than its store"));
+        }
+        Ok(())
     }
 
     /// Returns the IDs of the complete layers.
     fn complete(&self) -> Result<HashSet<String>> {
         match &self.files {
             Files::ContainersStorage(lists) => lists.ids(),
-            Files::Docker(ids) => Ok(ids.clone()),
             Files::Containerd(file) => {
                 let path = self.root.full(containerd::SNAPSHOTS);
                 let numbers = containerd::committed(file, &path)?;
@@ -222,19 +223,6 @@ impl Records {
             }
         }
     }
-}
-
-/// Returns the cache IDs of the layers of a driver in Docker's layerdb: a layer gets its name there
-/// when it is complete, and its containers' layers are elsewhere (`layerdb/mounts`).
-fn cache_ids(root: &ConfinedDir, driver: &str) -> Result<HashSet<String>> {
-    let layers = Path::new("image").join(driver).join("layerdb/sha256");
-    let mut ids = HashSet::new();
-    for name in root.list(&layers)? {
-        let id = root.read(layers.join(name).join("cache-id"), SMALL)?;
-        let id = id.and_then(|id| CacheId::parse(id.trim_ascii()));
-        ids.extend(id.map(|id| id.to_string()));
-    }
-    Ok(ids)
 }
 
 #[cfg(test)]
@@ -255,10 +243,6 @@ mod tests {
             found(Kind::ContainersStorage, "/s", "ab1")
         );
         assert_eq!(
-            parsed("/s/overlay2/ab1/diff"),
-            found(Kind::Docker("overlay2"), "/s", "ab1")
-        );
-        assert_eq!(
             parsed("/c/io.containerd.snapshotter.v1.overlayfs/snapshots/7/fs"),
             found(
                 Kind::Containerd,
@@ -272,6 +256,8 @@ mod tests {
             "/overlay/ab1/diff/etc",
             "/s/overlay/ab1/merged",
             "/s/overlay/a b/diff",
+            "/s\n/overlay/ab1/diff",
+            "/s/overlay2/ab1/diff",
             "/s/vfs/dir/ab1",
             "/s/snapshots/7/work",
         ] {

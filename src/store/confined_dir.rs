@@ -275,13 +275,28 @@ impl ConfinedDir {
         }
     }
 
-    /// Whether only root and this user can change the names in the root directory.
+    /// Whether a directory below the root belongs to root or to this user, and no other user may
+    /// change the names in it; also if there is no such directory. An empty path is the root.
     ///
     /// # Errors
     /// Those of statx(2).
-    pub(crate) fn is_trusted(&self) -> Result<bool> {
-        let trusted = walk::is_trusted(&self.fd);
-        trusted.map_err(|error| self.failed("stat", Path::new(""), &error))
+    pub(crate) fn belongs_to_us(&self, relative: &Path) -> Result<bool> {
+        let ours = if relative.as_os_str().is_empty() {
+            walk::belongs_to_us(&self.fd)
+        } else {
+            match self.dir(relative, OFlags::PATH)? {
+                Some(dir) => walk::belongs_to_us(&dir),
+                None => return Ok(true),
+            }
+        };
+        ours.map_err(|error| self.failed("stat", relative, &error))
+    }
+
+    /// Returns the device number of the root directory's file system.
+    pub(crate) fn device(&self) -> Result<u64> {
+        let stat = rustix::fs::fstat(&self.fd);
+        stat.map(|stat| stat.st_dev)
+            .map_err(|e| Error::io("stat", &self.path, e))
     }
 
     /// Returns the owner of the root directory.

@@ -258,8 +258,12 @@ impl Places {
             return None;
         }
         let root = ConfinedDir::open(path).ok()?;
-        let podmans = drivers::PODMAN.iter().map(|name| format!("{name}-images"));
-        let mut places = podmans.chain(["image", containerd::METADATA].map(str::to_owned));
+        let podmans = ["images", "layers"].into_iter().flat_map(|of| {
+            let drivers = drivers::PODMAN.iter();
+            drivers.map(move |name| format!("{name}-{of}"))
+        });
+        let others = ["image", containerd::METADATA, containerd::SNAPSHOTS];
+        let mut places = podmans.chain(others.map(str::to_owned));
         let found = places.any(|place| root.exists(place).unwrap_or(false));
         found.then(|| root.path().to_owned())
     }

@@ -73,9 +73,9 @@ fn require_one_thread() -> io::Result<()> {
 
 /// Starts a helper: a copy of this process that runs `work` and ends. The helper has its own
 /// session, ignores the signals that end a daemon, and has standard streams on /dev/null. It has
-/// only the descriptors in `keep` and its end of a socket, which `work` gets. The others are closed
-/// or lead to /dev/null, as in a daemon. The helper is not a child of this process, so nothing has
-/// to wait for it. Returns the other end of the socket, which keeps message boundaries.
+/// only the descriptors in `keep`, that of the log ([`keep_in_helpers`]) and its end of a socket,
+/// which `work` gets. The others are closed or lead to /dev/null, as in a daemon. The helper is not
+/// a child of this process, so nothing has to wait for it. Returns the other end of the socket, which keeps message boundaries.
 ///
 /// The helper drops nothing at its end. This process neither runs nor drops `work`.
 ///

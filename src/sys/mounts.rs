@@ -7,6 +7,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
+
+use super::mountinfo;
+use super::stat::{mount_id, unique_mount_id};
 use rustix::mount::OpenTreeFlags;
 
 /// `struct mount_attr` of linux/mount.h.
@@ -158,8 +161,12 @@ struct MountAnswer {
     parent: u64,
     old_id: u32,
     old_parent: u32,
-    rest: [u64; 64],
+    attributes: u64,
+    rest: [u64; 63],
 }
+
+/// `MOUNT_ATTR_IDMAP` of linux/mount.h.
+const IDMAPPED: u64 = 0x0010_0000;
 
 /// Returns the number in mountinfo of the mount with this unique number (`STATX_MNT_ID_UNIQUE`), if
 /// it is in this mount namespace. `statmount(2)` asks no file system.
@@ -168,6 +175,28 @@ struct MountAnswer {
 /// ENOENT if there is no such mount; EPERM if it cannot be reached from the root directory of this
 /// process; ENOSYS before Linux 6.8.
 pub fn number_of(unique: u64) -> Result<u64, Errno> {
+    Ok(answer_of(unique)?.old_id.into())
+}
+
+/// Whether files on the mount of `dir` have other owners there than on their file system
+/// (`MOUNT_ATTR_IDMAP`). True if the kernel does not tell.
+pub fn is_idmapped(dir: impl AsFd) -> bool {
+    if let Some(unique) = unique_mount_id(&dir)
+        && let Ok(answer) = answer_of(unique)
+    {
+        return answer.attributes & IDMAPPED != 0;
+    }
+    let listed = || {
+        let id = mount_id(&dir).ok()?;
+        let mounts = mountinfo::list().ok()?;
+        let found = mounts.iter().find(|mount| mount.id == id)?;
+        Some(found.is_idmapped())
+    };
+    listed().unwrap_or(true)
+}
+
+/// Asks for the numbers and attributes of a mount; see [`number_of`].
+fn answer_of(unique: u64) -> Result<MountAnswer, Errno> {
     let request = MountRequest {
         size: 24,
         spare: 0,
@@ -187,7 +216,8 @@ pub fn number_of(unique: u64) -> Result<u64, Errno> {
         parent: 0,
         old_id: 0,
         old_parent: 0,
-        rest: [0; 64],
+        attributes: 0,
+        rest: [0; 63],
     };
     // SAFETY: the kernel reads `request`, whose size it is told in its first field, and writes no
     // more than the given size at `answer`; both live through the call. Any bytes are a valid
@@ -202,7 +232,7 @@ pub fn number_of(unique: u64) -> Result<u64, Errno> {
         )
     };
     match rc {
-        0 if answer.mask & STATMOUNT_MNT_BASIC != 0 => Ok(answer.old_id.into()),
+        0 if answer.mask & STATMOUNT_MNT_BASIC != 0 => Ok(answer),
         0 => Err(Errno::NOSYS),
         _ => Err(last_error()),
     }

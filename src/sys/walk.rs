@@ -168,19 +168,34 @@ pub fn is_own_descriptor(path: &Path) -> bool {
             && path.file_name().is_some_and(number))
 }
 
-/// Whether the content of a file or directory may be trusted: it belongs to root or to this user, and no other
+/// Whether the content of a file may be trusted: it belongs to root or to this user, and no other
 /// user may write to it (root's group and groups of this process are allowed). In a user namespace,
-/// root outside of it counts as another user.
+/// all users outside of it have one number, and count as root does.
 ///
 /// # Errors
 /// Those of statx(2).
-pub fn is_trusted(file: impl AsFd) -> io::Result<bool> {
+pub fn is_trusted(file: &File) -> io::Result<bool> {
     let st = look(file.as_fd(), OWNER | StatxFlags::GID)?;
-    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
     let nobody = st.stx_uid == OVERFLOW_UID && !process::in_initial_user_namespace();
-    let owner = nobody || [0, user.as_raw()].contains(&st.stx_uid);
-    let group = st.stx_mode & 0o020 == 0 || [0, group.as_raw()].contains(&st.stx_gid);
-    Ok(owner && group && st.stx_mode & 0o002 == 0)
+    Ok((nobody || is_own_or_roots(&st)) && only_they_write(&st))
+}
+
+/// As [`is_trusted`], for any file or directory. In a user namespace, users outside of it are others.
+///
+/// # Errors
+/// Those of statx(2).
+pub fn belongs_to_us(file: impl AsFd) -> io::Result<bool> {
+    let st = look(file.as_fd(), OWNER | StatxFlags::GID)?;
+    Ok(is_own_or_roots(&st) && only_they_write(&st))
+}
+
+fn is_own_or_roots(st: &Statx) -> bool {
+    [0, rustix::process::geteuid().as_raw()].contains(&st.stx_uid)
+}
+
+fn only_they_write(st: &Statx) -> bool {
+    let group = [0, rustix::process::getegid().as_raw()].contains(&st.stx_gid);
+    (group || st.stx_mode & 0o020 == 0) && st.stx_mode & 0o002 == 0
 }
 
 /// As [`open_directory`], but makes missing directories of the path, with `mode` and the umask.

@@ -95,6 +95,7 @@ pub use types::*;
 pub use crate::lowers::FindOrigin;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -319,6 +320,16 @@ impl Union {
     /// handles, since these lead to any file of a file system. Later calls have no effect.
     pub fn find_origins_by(&self, finder: FindOrigin) {
         self.stack.find_origins_by(finder);
+    }
+
+    /// Returns the file of the catalog, if the union has one.
+    pub fn catalog(&self) -> Option<PathBuf> {
+        self.stack.lowers().file_of_names().map(Path::to_owned)
+    }
+
+    /// Calls `call` when the catalog turns out to be wrong.
+    pub fn when_catalog_is_wrong(&self, call: impl Fn() + Send + Sync + 'static) {
+        self.stack.lowers().when_wrong(Box::new(call));
     }
 
     /// Returns the file systems of the lowers: device number, and the root of a layer there.

@@ -1,12 +1,12 @@
 //! Catalogs of directories that are complete layers of a store, as a mount program gets them: those of
-//! podman, containerd, and stores with Docker's layout. A layer that may still be written has none.
+//! podman and containerd. A layer that may still be written has none.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rustix::fs::{Gid, Uid};
 use testkit::home::{Home, wait_until};
-use testkit::need::can_mount;
+use testkit::need::has_tools;
 use testkit::{need, program};
 
 use crate::catalog::{catalogs, is_used};
@@ -33,7 +33,8 @@ fn built(home: &Home, options: &str) -> String {
     assert!(mounted.status.success(), "{options}: {mounted:?}");
     let said = || {
         let log = log(home);
-        let line = log.lines().find(|line| line.contains("catalog"));
+        let ended = |line: &&str| line.contains(REFUSED) || line.contains(" built built=");
+        let line = log.lines().find(ended);
         line.map(str::to_owned)
     };
     wait_until("a catalog is made or refused", || said().is_some());
@@ -194,15 +195,120 @@ fn a_layer_made_again_is_another_one() {
     built(home, &image);
     assert!(uses_one(home, &image));
     let top = below[0].canonicalize().unwrap();
-    let script = format!(
-        "cp -a {0} copy; rm -r {0}; cp -a copy {0}; echo x > {0}/more",
-        top.display()
-    );
-    podman.shell(&script);
-    home.run(["-o", &image, "mnt"]).ok();
-    assert!(!is_used(home));
-    assert!(home.path("mnt/more").exists());
+    for change in [
+        "cp -a TOP copy; rm -r TOP; cp -a copy TOP; echo x > TOP/more",
+        "echo x > TOP/again",
+    ] {
+        let made = || catalogs(home)[0].metadata().unwrap().ino();
+        let before = made();
+        podman.shell(&change.replace("TOP", top.to_str().unwrap()));
+        home.run(["-o", &image, "mnt"]).ok();
+        assert!(!is_used(home), "{change}");
+        assert!(home.path("mnt/more").exists());
+        wait_until("another one is made", || made() != before);
+        umount(home);
+        assert!(uses_one(home, &image));
+        assert_eq!(catalogs(home).len(), 1, "it took the place of the old one");
+    }
+}
+
+/// Stores share equal files of layers as hard links, and users back layers up so. Nothing else of the
+/// file changes.
+#[test]
+fn another_link_to_a_file_changes_nothing() {
+    let podman = need!(Podman::start("overlay"));
+    let home = &podman.home;
+    let (_, below) = layers_of_container(&podman);
+    let image = lowers(&[&below[0], &below[1]]);
+    built(home, &image);
+    let [top, base] = [0, 1].map(|n| below[n].canonicalize().unwrap());
+    podman.shell(&format!("cp -al {} {} .", base.display(), top.display()));
+    let mount = format!("{image},upperdir=upper,workdir=work");
+    home.dirs(&["upper", "work"]);
+    home.run(["-o", &mount, "mnt"]).ok();
+    assert!(is_used(home));
+    let seen = podman
+        .shell("cat mnt/etc/one mnt/dir/in; cmp mnt/busybox base/busybox; chmod 600 mnt/dir/in");
+    assert_eq!(seen, "one\nin\n");
+    assert!(is_used(home));
     umount(home);
+    assert_eq!(
+        std::fs::read_to_string(home.path("upper/dir/in")).unwrap(),
+        "in\n"
+    );
+}
+
+/// A changed file is noticed when it is opened. The next mount makes another catalog.
+#[test]
+fn a_catalog_that_is_wrong_is_removed() {
+    let podman = need!(Podman::start("overlay"));
+    let home = &podman.home;
+    let (_, below) = layers_of_container(&podman);
+    let image = lowers(&[&below[0], &below[1]]);
+    for change in [
+        "chmod 600",
+        "setfattr -n user.a -v b",
+        "touch",
+        "echo more >>",
+    ] {
+        built(home, &image);
+        home.run(["-o", &image, "mnt"]).ok();
+        assert!(is_used(home), "{change}");
+        podman.shell(&format!("{change} {}/etc/one", below[1].display()));
+        let read = std::fs::read(home.path("mnt/etc/one"));
+        let errno = read.map_err(|error| error.raw_os_error());
+        assert_eq!(errno, Err(Some(libc::ESTALE)), "{change}");
+        assert!(catalogs(home).is_empty(), "{change}");
+        umount(home);
+    }
+}
+
+/// The records say nothing of a file system that is mounted on a layer.
+#[test]
+fn what_is_mounted_on_a_layer_has_none() {
+    need!(has_tools(&["mksquashfs"]));
+    let containerd = need!(containerd::with_images());
+    let home = &containerd.home;
+    let top = containerd.top("app:2");
+    containerd.ctr(&["snapshots", "prepare", "written", &top]);
+    let mount = containerd.ctr(&["snapshots", "mounts", &home.text("mnt"), "written"]);
+    let below = option(&mount, "lowerdir=");
+    let layer = below.split(':').next().unwrap();
+    home.dirs(&["tree"]);
+    std::fs::write(home.path("tree/file"), "x").unwrap();
+    let run = |program: &str, args: &[&str]| {
+        let done = home.command(program).args(args).output().unwrap();
+        assert!(done.status.success(), "{program} {args:?}: {done:?}");
+    };
+    run("mksquashfs", &["tree", "image", "-quiet", "-no-progress"]);
+    let options = format!("lowerdir={below}");
+    run(
+        "mount",
+        &["-t", "squashfs", "-o", "loop,ro", "image", layer],
+    );
+    home.run(["-o", &options, "mnt"]).ok();
+    assert!(home.path("mnt/file").exists());
+    umount(home);
+    run("umount", &[layer]);
+    // On a file system that has times of birth, the process that makes catalogs notices it.
+    run("mount", &["--bind", "tree", layer]);
+    let said = built(home, &options);
+    assert!(
+        said.contains("is no complete layer")
+            || said.contains("not the directory")
+            || said.contains("another file system"),
+        "{said}"
+    );
+    run("umount", &[layer]);
+    assert!(built(home, &options).contains("built"));
+}
+
+/// Returns the value of an option in the mount command that ctr prints.
+fn option(mount: &str, name: &str) -> String {
+    let mut options = mount.split([' ', ',']);
+    let found = options.find_map(|text| text.strip_prefix(name));
+    let found = found.unwrap_or_else(|| panic!("no {name} in {mount}"));
+    found.trim().to_owned()
 }
 
 #[test]
@@ -212,15 +318,11 @@ fn containerds_committed_snapshots_have_one() {
     let top = containerd.top("app:2");
     containerd.ctr(&["snapshots", "prepare", "written", &top]);
     let mount = containerd.ctr(&["snapshots", "mounts", &home.text("mnt"), "written"]);
-    let of = |option: &str| {
-        let mut options = mount.split([' ', ',']);
-        let found = options.find_map(|text| text.strip_prefix(option));
-        found
-            .unwrap_or_else(|| panic!("no {option} in {mount}"))
-            .trim()
-            .to_owned()
-    };
-    let (below, upper, work) = (of("lowerdir="), of("upperdir="), of("workdir="));
+    let (below, upper, work) = (
+        option(&mount, "lowerdir="),
+        option(&mount, "upperdir="),
+        option(&mount, "workdir="),
+    );
     let with_own = format!("lowerdir={upper}:{below}");
     let said = built(home, &with_own);
     assert!(
@@ -232,52 +334,34 @@ fn containerds_committed_snapshots_have_one() {
     assert!(!said.contains(REFUSED), "{said}");
     assert!(uses_one(home, &as_containerd));
     assert!(!uses_one(home, &with_own));
+    let before = catalogs(home);
+    home.run(["prune", "--force"]).ok();
+    assert_eq!(catalogs(home), before, "it can be used again");
 }
 
-/// Our own store has Docker's layout.
+/// In a user namespace, other users all have the number of nobody. What they own is not believed.
 #[test]
-fn layers_in_dockers_layout_have_one() {
-    need!(can_mount());
-    let home = Home::new();
-    home.dirs(&["mnt", "rootfs/dir"]);
-    std::fs::write(home.path("rootfs/dir/file"), "x").unwrap();
-    home.run(["import", "-q", "rootfs", "app:1"]).ok();
-    home.run([
-        "mount",
-        "--name",
-        "work",
-        "-o",
-        "catalog=off",
-        "app:1",
-        "mnt",
-    ])
-    .ok();
-    std::fs::write(home.path("mnt/new"), "x").unwrap();
-    umount(&home);
-    let mut all = Command::new("sh");
-    all.args(["-c", "ls -d own/overlay2/*/diff"])
-        .current_dir(home.path("."));
-    let all = String::from_utf8(all.output().unwrap().stdout).unwrap();
-    let all: Vec<PathBuf> = all.lines().map(|line| home.path(line)).collect();
-    let (own, image): (Vec<_>, Vec<_>) = all.into_iter().partition(|dir| dir.join("new").exists());
-    let (own, image) = (
-        &own[0],
-        image
-            .iter()
-            .find(|dir| dir.join("dir/file").exists())
-            .unwrap(),
+fn in_a_user_namespace_other_users_promise_nothing() {
+    let podman = need!(Podman::start("overlay"));
+    let home = &podman.home;
+    let (_, below) = layers_of_container(&podman);
+    let dirs = [&below[0], &below[1]].map(|dir| dir.canonicalize().unwrap());
+    let options = lowers(&[&dirs[0], &dirs[1]]);
+    podman.shell("chown -R 12 store; chmod -R a+rX store");
+    let script = format!(
+        "{} -o {options} mnt
+        for n in $(seq 100); do ! grep -q 'catalog.*layers' run/*.log || break; sleep 0.1; done
+        umount mnt",
+        program()
     );
-    let said = built(&home, &lowers(&[own, image]));
-    assert!(
-        said.contains(REFUSED) && said.contains("no complete layer"),
-        "{said}"
-    );
-    let options = lowers(&[image]);
-    let said = built(&home, &options);
-    assert!(!said.contains(REFUSED), "{said}");
-    assert!(uses_one(&home, &options));
-    assert_eq!(catalogs(&home).len(), 1);
-    home.run(["rm", "work"]).ok();
-    home.run(["rmi", "app:1"]).ok();
-    assert!(catalogs(&home).is_empty(), "it goes with its layers");
+    let mut command = home.command("unshare");
+    command.env("UNIONFS_LOG", "info");
+    let done = command
+        .args(["-Urm", "sh", "-euc", &script])
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let log = log(home);
+    assert!(log.contains("another user may change"), "{log}");
+    assert!(catalogs(home).is_empty());
 }

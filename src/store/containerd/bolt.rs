@@ -105,7 +105,7 @@ pub(crate) struct Transaction<'f> {
     pages: u64,
     root: u64,
     number: u64,
-    /// The number of bytes that may still be read.
+    /// The number of bytes that may still be read or copied.
     left: Cell<u64>,
 }
 
@@ -123,6 +123,17 @@ pub(crate) enum Bucket {
 pub(crate) enum Entry<'p> {
     Value(&'p [u8]),
     Bucket(Bucket),
+}
+
+impl Entry<'_> {
+    /// Returns the number of bytes of a value, or of a copied bucket.
+    fn len(&self) -> usize {
+        match self {
+            Self::Value(bytes) => bytes.len(),
+            Self::Bucket(Bucket::Inline(bytes)) => bytes.len(),
+            Self::Bucket(Bucket::At(_)) => 0,
+        }
+    }
 }
 
 /// A callback for each key of a bucket and its content.
@@ -242,6 +253,8 @@ impl<'f> Transaction<'f> {
                 self.walk(&self.page(child)?, depth + 1, each)?;
             } else {
                 let (key, entry) = page.entry(at)?;
+                // Elements may overlap, so that copies of a page's buckets are more than the page.
+                self.charge(page.number, key.len() + entry.len())?;
                 each(key, entry)?;
             }
         }
@@ -312,6 +325,14 @@ impl<'f> Transaction<'f> {
         Ok(Page { number, bytes })
     }
 
+    /// Counts bytes that are read or copied.
+    fn charge(&self, page: u64, bytes: usize) -> Result<(), Fault> {
+        let left = self.left.get().checked_sub(bytes as u64);
+        let left = left.ok_or_else(|| damaged(page, "the file has more data than any store"))?;
+        self.left.set(left);
+        Ok(())
+    }
+
     /// Reads from the beginning of a page with overflow pages, `count` pages in all.
     fn read_page(&self, number: u64, count: u64, bytes: &mut [u8]) -> Result<(), Fault> {
         let end = number.checked_add(count);
@@ -319,9 +340,7 @@ impl<'f> Transaction<'f> {
         if number < 2 || end.is_none_or(|end| end > self.pages) {
             return Err(damaged(number, "it is outside of the file"));
         }
-        let left = self.left.get().checked_sub(bytes.len() as u64);
-        let left = left.ok_or_else(|| damaged(number, "the file has more data than any store"))?;
-        self.left.set(left);
+        self.charge(number, bytes.len())?;
         match self.file.read_exact_at(bytes, number * self.page_size) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(damaged(number, "the file ends within it"))

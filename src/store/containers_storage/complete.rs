@@ -1,19 +1,49 @@
 //! Whether layers of a store are complete: their record in `layers.json` has the digest of all their
-//! files, and no container has them as its own, writable layer. Nothing writes to such a layer again;
-//! it can only be removed.
+//! files, and no container has them as its own, writable layer. containers/storage writes no files
+//! of such a layer again; it can only be removed.
 //!
-//! Records of layers in the volatile lists are those of containers. (containers/storage, layers.go:
-//! `incompleteFlag`, `UncompressedDigest`.)
+//! ```text
+//! <driver>-layers/layers.json   [{"id", "diff-digest", "flags": {"incomplete": true}}]
+//! ```
+//! The flag is there only while a layer is made. A layer that was pulled only in part (zstd:chunked)
+//! has no digest of all its files. Records in the volatile list are those of containers'
+//! layers. (containers/storage, layers.go: `incompleteFlag`, `UncompressedDigest`.)
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::containers::RawContainer;
-use super::layers::{self, RawLayer};
 use super::open_list::OpenList;
-use super::{CONTAINERS, LAYERS, VOLATILE_CONTAINERS};
+use super::{CONTAINERS, LAYERS, VOLATILE_CONTAINERS, layers};
+use crate::oci::Digest;
 use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::Result;
+
+/// What a record of a layer says of its state.
+#[derive(Deserialize)]
+struct LayerState {
+    id: String,
+    #[serde(rename = "diff-digest")]
+    diff_digest: Option<String>,
+    flags: Option<Flags>,
+}
+
+#[derive(Deserialize)]
+struct Flags {
+    incomplete: Option<IgnoredAny>,
+}
+
+impl LayerState {
+    fn is_complete(&self) -> bool {
+        let flags = self.flags.as_ref();
+        let incomplete = flags.is_some_and(|flags| flags.incomplete.is_some());
+        let digest = self.diff_digest.as_deref().and_then(Digest::parse);
+        digest.is_some() && !incomplete
+    }
+}
 
 /// The lists of a driver, of which nothing has been read.
 #[derive(Debug)]
@@ -31,21 +61,27 @@ impl CompleteLayers {
         let Some(layers) = OpenList::open(root, &layers::dir(driver).join(LAYERS))? else {
             return Ok(None);
         };
-        let dir = format!("{driver}-containers");
+        let dir = containers_dir(driver);
         let mut containers = Vec::new();
         for name in [CONTAINERS, VOLATILE_CONTAINERS] {
-            containers.extend(OpenList::open(root, &Path::new(&dir).join(name))?);
+            containers.extend(OpenList::open(root, &dir.join(name))?);
         }
         Ok(Some(Self { layers, containers }))
     }
 
-    /// Whether only root and this user can change the lists.
+    /// Whether the lists and their directories belong to root or to this user, and no other user may
+    /// write to them.
     ///
     /// # Errors
     /// Those of statx(2).
-    pub(crate) fn are_trusted(&self) -> Result<bool> {
+    pub(crate) fn belong_to_us(&self, root: &ConfinedDir, driver: &str) -> Result<bool> {
+        for dir in [PathBuf::new(), layers::dir(driver), containers_dir(driver)] {
+            if !root.belongs_to_us(&dir)? {
+                return Ok(false);
+            }
+        }
         for list in std::iter::once(&self.layers).chain(&self.containers) {
-            if !list.is_trusted()? {
+            if !list.belongs_to_us()? {
                 return Ok(false);
             }
         }
@@ -57,16 +93,25 @@ impl CompleteLayers {
     /// # Errors
     /// Those of reading a file, [`Error::Oci`](crate::store::Error::Oci) if it is not JSON.
     pub(crate) fn ids(&self) -> Result<HashSet<String>> {
-        let records = self.layers.read::<RawLayer>()?.into_iter();
-        let complete = records.filter(RawLayer::is_complete);
-        let mut ids: HashSet<String> = complete.map(|layer| layer.id).collect();
-        for list in &self.containers {
-            for container in list.read::<RawContainer>()? {
-                if let Some(own) = container.layer {
-                    ids.remove(&own);
-                }
-            }
+        let (mut complete, mut others) = (HashSet::new(), HashSet::new());
+        for layer in self.layers.read::<LayerState>()? {
+            let set = if layer.is_complete() {
+                &mut complete
+            } else {
+                &mut others
+            };
+            set.insert(layer.id);
         }
-        Ok(ids)
+        for list in &self.containers {
+            let records = list.read::<RawContainer>()?.into_iter();
+            others.extend(records.filter_map(|container| container.layer));
+        }
+        complete.retain(|id| !others.contains(id));
+        Ok(complete)
     }
+}
+
+/// Returns the directory of a driver's containers, below the root.
+fn containers_dir(driver: &str) -> PathBuf {
+    PathBuf::from(format!("{driver}-containers"))
 }

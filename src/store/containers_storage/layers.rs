@@ -5,11 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::run_lists::{Kind, RunLists};
 use super::{LAYERS, VOLATILE_LAYERS, list};
-use crate::oci::Digest;
 use crate::store::confined_dir::ConfinedDir;
 use crate::store::error::Result;
 
@@ -22,25 +20,6 @@ pub(super) struct RawLayer {
     pub(super) diff_digest: Option<String>,
     #[serde(rename = "diff-size")]
     pub(super) diff_size: Option<u64>,
-    flags: Option<RawFlags>,
-}
-
-#[derive(Debug, Deserialize)]
-struct RawFlags {
-    incomplete: Option<Value>,
-}
-
-impl RawLayer {
-    /// Whether the layer has all its files, which are those of a tar with this digest.
-    pub(super) fn is_complete(&self) -> bool {
-        let flag = self
-            .flags
-            .as_ref()
-            .and_then(|flags| flags.incomplete.as_ref());
-        let is_digest = |text: &str| Digest::parse(text).is_some();
-        flag.is_none_or(|flag| flag == &Value::Bool(false))
-            && self.diff_digest.as_deref().is_some_and(is_digest)
-    }
 }
 
 /// The layers of a store.

@@ -4,7 +4,7 @@
 //! ```text
 //! <driver>-images/images.json                   [{"id", "names", "layer"}]
 //! <driver>-images/<id>/=<base64(key)>           the configuration, key `sha256:<id>`
-//! <driver>-layers/layers.json                   [{"id", "parent", "diff-digest", "diff-size", "flags"}]
+//! <driver>-layers/layers.json                   [{"id", "parent", "diff-digest", "diff-size"}]
 //! <driver>-layers/volatile-layers.json          more of them; may be absent
 //! <driver>-layers/<id>.tar-split.gz             as Docker's
 //! <driver>-containers/containers.json           [{"id", "names", "image", "layer"}]

@@ -30,12 +30,12 @@ impl OpenList {
         Ok(dir.file(name)?.map(|file| Self { path, file }))
     }
 
-    /// Whether only root and this user can change the list.
+    /// Whether the list belongs to root or to this user, and no other user may write to it.
     ///
     /// # Errors
     /// Those of statx(2).
-    pub(super) fn is_trusted(&self) -> Result<bool> {
-        walk::is_trusted(&self.file).map_err(|error| self.failed(&error))
+    pub(super) fn belongs_to_us(&self) -> Result<bool> {
+        walk::belongs_to_us(&self.file).map_err(|error| self.failed(&error))
     }
 
     /// Returns the records.

@@ -199,3 +199,32 @@ proptest! {
         let _ = read(&file, |db| db.value(&db.root(), b"k2"));
     }
 }
+
+#[test]
+fn copies_of_overlapping_buckets_are_limited() {
+    // The bucket of each element is the rest of the page.
+    let (count, size) = (400, 4 * PAGE);
+    let mut leaf = 3_u64.to_le_bytes().to_vec();
+    leaf.extend(LEAF.to_le_bytes());
+    leaf.extend((count as u16).to_le_bytes());
+    leaf.extend(3_u32.to_le_bytes());
+    let data = HEADER * (1 + count);
+    for at in 0..count {
+        let position = (data - HEADER * (1 + at)) as u32;
+        let fields = [IS_BUCKET, position, 1, (size - data - 1) as u32];
+        leaf.extend(fields.iter().flat_map(|field| field.to_le_bytes()));
+    }
+    leaf.resize(size, 0);
+    let mut pages: Vec<Vec<u8>> = leaf.chunks(PAGE).map(<[u8]>::to_vec).collect();
+    pages.push(page(7, BRANCH, &[(3, b"\0", b"")]));
+    let file = file_of(&pages);
+    let mut seen = Cell::new(0);
+    let listed = read(&file, |db| {
+        db.each(&db.root(), &mut |_, _| {
+            seen.set(seen.get() + 1);
+            Ok::<(), Fault>(())
+        })
+    });
+    assert!(matches!(listed, Err(Fault::Damaged { .. })), "{listed:?}");
+    assert!((1..count).contains(seen.get_mut()), "{seen:?}");
+}
