@@ -16,6 +16,7 @@ use super::view::{Damaged, Refusal, View};
 use crate::layer;
 use crate::layer::at::{At, Stat};
 use crate::lowers::Layers;
+use crate::sys::held_name::HeldName;
 use crate::sys::map::ReadOnly;
 use crate::sys::walk::{self, Trust};
 
@@ -55,17 +56,28 @@ impl Unusable {
 /// # Errors
 /// [`Unusable`] with the reason.
 pub fn open(path: &Path) -> Result<View<ReadOnly>, Unusable> {
+    open_held(path).map(|(view, _)| view)
+}
+
+/// As [`open`]. Returns also the name of the file, by which it can be removed later.
+pub(super) fn open_held(path: &Path) -> Result<(View<ReadOnly>, HeldName), Unusable> {
     let (dir, name) = walk::open_parent(path, Trust::of_root()).map_err(|source| {
         match source.raw_os_error() {
             Some(_) => open_error(&source),
             None => Unusable::Foreign(source),
         }
     })?;
-    open_at(&dir, &name)
+    let (view, file) = open_file(&dir, &name)?;
+    let held = HeldName::new(dir, name, &file).map_err(|e| open_error(&e))?;
+    Ok((view, held))
 }
 
 /// As [`open`], for a name in a directory.
 pub(super) fn open_at(dir: &OwnedFd, name: &OsStr) -> Result<View<ReadOnly>, Unusable> {
+    open_file(dir, name).map(|(view, _)| view)
+}
+
+fn open_file(dir: &OwnedFd, name: &OsStr) -> Result<(View<ReadOnly>, File), Unusable> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(Unusable::Open)?;
     let file = File::from(fd);
@@ -80,7 +92,7 @@ pub(super) fn open_at(dir: &OwnedFd, name: &OsStr) -> Result<View<ReadOnly>, Unu
         return Err(Refusal::NoCatalog.into());
     }
     let map = ReadOnly::new(&file, len).map_err(Unusable::Open)?;
-    Ok(View::parse(map)?)
+    Ok((View::parse(map)?, file))
 }
 
 fn open_error(error: &std::io::Error) -> Unusable {

@@ -5,7 +5,8 @@
 //! Names for which the catalog has no answer are looked up in the layers. Once an error is found in
 //! the catalog, all names are.
 //!
-//! A file that differs from its record fails with ESTALE, and the catalog is abandoned. Attributes
+//! A file that differs from its record fails with ESTALE, and the catalog is abandoned, unless it has
+//! only got or lost a hard link. Attributes
 //! that the kernel has cached from it stay wrong until the kernel looks the name up again.
 
 use std::ffi::CStr;
@@ -16,17 +17,18 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::build;
 use super::format::{self, Record};
 use super::view::{Damaged, DirRef, Identity, View};
+use super::{build, file};
 use crate::layer::at::{At, Stat};
 use crate::layer::lower::{KnownDir, LowerDir};
 use crate::layer::markers::Escape;
-use crate::layer::types::FileKind;
+use crate::layer::types::{FileKind, Time};
 use crate::lowers::{
     DataPlace, FileId, FoundIn, Gather, LayerEntry, Layers, LowerDirs, LowerFile, LowerLookup,
     Lowers, MergedDir, Names, Plain, Source,
 };
+use crate::sys::held_name::HeldName;
 use crate::sys::map::ReadOnly;
 use crate::sys::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sys::sync::dashmap::DashMap;
@@ -84,6 +86,10 @@ impl std::fmt::Debug for CatalogDir {
 struct MountedCatalog {
     view: View<ReadOnly>,
     path: PathBuf,
+    /// The name of the file, until somebody else has it to remove it.
+    held: Mutex<Option<HeldName>>,
+    /// The change times of files that have got or lost a link, by record.
+    linked: DashMap<u32, Time>,
     layers: Arc<Layers>,
     /// Directories of layers in use, by record.
     open: DashMap<u32, Weak<LowerDir>>,
@@ -114,11 +120,13 @@ impl Mounted {
     /// # Errors
     /// [`super::Unusable`] if there is none, or it does not describe exactly these layers.
     pub fn open(path: &Path, layers: &Arc<Layers>) -> std::result::Result<Self, super::Unusable> {
-        let view = super::open(path)?;
+        let (view, held) = file::open_held(path)?;
         super::check_layers(&view, layers)?;
         Ok(Self(Arc::new(MountedCatalog {
             view,
             path: path.to_owned(),
+            held: Mutex::new(Some(held)),
+            linked: DashMap::with_shard_amount(4),
             layers: Arc::clone(layers),
             open: DashMap::with_shard_amount(64),
             tidy_at: AtomicUsize::new(TIDY_MIN),
@@ -151,8 +159,11 @@ impl MountedCatalog {
         }
         let path = self.path.display();
         tracing::warn!("catalog {path} is not used any more: {why}");
-        // A server in a sandbox does not reach it. `when_wrong` then leads to its keeper.
-        let _ = std::fs::remove_file(&self.path);
+        if let Some(held) = &*self.held.lock()
+            && let Err(error) = held.remove()
+        {
+            tracing::warn!(%error, "catalog {path} stays");
+        }
         for call in &*self.when_wrong.lock() {
             call();
         }
@@ -193,14 +204,12 @@ impl MountedCatalog {
     }
 
     /// Whether a file differs from its record only in the number of its links, and in the time at which
-    /// that changed. Stores share equal files of their layers as hard links. Without xattrs there is no
-    /// ACL that could have changed.
+    /// that changed. Stores share equal files of their layers as hard links. It must have no ACL and
+    /// no capability, since these could have changed too. If it changes once more, it differs.
     fn has_another_link(&self, id: FileId, at: At<'_>, found: &Stat) -> bool {
-        let Ok(record) = self.view.record(id.0) else {
-            return false;
-        };
-        let special = format::METACOPY | format::XATTRS;
-        let Ok(said) = self.stat_in(&record) else {
+        let record = self.view.record(id.0);
+        let Ok((record, said)) = record.and_then(|record| Ok((record, self.stat_in(&record)?)))
+        else {
             return false;
         };
         let linked = Stat {
@@ -209,10 +218,15 @@ impl MountedCatalog {
             atime: found.atime,
             ..said
         };
+        // A label (security.selinux) decides nothing here.
+        let kinds = super::XATTR_FLAGS & !format::XATTRS;
+        let special = format::METACOPY | kinds;
         record.flags.get() & special == 0
+            && said.btime.is_some()
             && said.nlink != found.nlink
             && linked == *found
-            && build::xattr_flags(at) == 0
+            && build::xattr_flags(at) & kinds == 0
+            && *self.linked.entry(id.0).or_insert(found.ctime) == found.ctime
     }
 
     /// Returns the root of the layer that a record belongs to.
@@ -372,8 +386,8 @@ impl Lowers for Mounted {
         self.0.is_believed()
     }
 
-    fn file_of_names(&self) -> Option<&Path> {
-        Some(&self.0.path)
+    fn take_file_of_names(&self) -> Option<HeldName> {
+        self.0.held.lock().take()
     }
 
     fn when_wrong(&self, call: Box<dyn Fn() + Send + Sync>) {

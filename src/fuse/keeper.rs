@@ -1,10 +1,10 @@
 //! The keeper is a process beside a server in a sandbox. It does what the server may not do: it
-//! publishes the record of the mount, removes a catalog that is wrong, detaches the mount, and cleans
-//! up after it, each on request. It decides nothing and reads only these requests. Its only
-//! descriptors are its socket, that of the log and, to find origins by their file handles, the root of
-//! a lower on each file system. A handle leads to
-//! any file of a file system, and the holder of its descriptor may change its mode, so only the
-//! identity of the file is returned.
+//! publishes the record of the mount, removes a catalog that is wrong, detaches the mount, and
+//! cleans up after it, each on request. It decides nothing and reads only these requests. Its only
+//! descriptors are its socket, that of the log, the directory of the catalog and, to find origins by
+//! their file handles, the root of a lower on each file system. A handle leads to any file of a
+//! file system, and the holder of its descriptor may change its mode, so only the identity of the
+//! file is returned.
 //!
 //! ```text
 //! server (sandbox) ── 1 byte: request ──► keeper (in the mount's namespace)
@@ -16,10 +16,9 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use parking_lot::Mutex;
-use rustix::fs::AtFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::thread::CapabilitySet;
@@ -28,7 +27,7 @@ use super::error::{Error, Result};
 use super::own_mount::{Connectedness, OwnMount};
 use super::runtime::MountRecord;
 use crate::layer::origin::{Origin, OriginFile};
-use crate::sys::walk::{self, Trust};
+use crate::sys::held_name::HeldName;
 use crate::sys::{capabilities, daemon, process};
 
 /// Detach the mount. A byte follows: whether the connection lives.
@@ -85,19 +84,21 @@ impl Keeper {
         mount: &OwnMount,
         record: Option<&MountRecord>,
         file_systems: &[(u64, BorrowedFd<'_>)],
-        catalog: Option<PathBuf>,
+        catalog: Option<HeldName>,
         afterwards: Afterwards,
     ) -> io::Result<Self> {
         let mount = mount.clone();
         let record = record.cloned();
         let own = rustix::thread::capabilities(None)?.effective;
         let opens_handles = own.contains(CapabilitySet::DAC_READ_SEARCH);
-        let kept: Vec<_> = file_systems.iter().map(|(_, root)| *root).collect();
+        let roots = file_systems.iter().map(|(_, root)| *root);
+        let kept: Vec<_> = roots.chain(catalog.as_ref().map(HeldName::dir)).collect();
+        let catalog = catalog.as_ref();
         let socket = daemon::bare_helper(&kept, move |socket| {
             confine();
             let own = OwnFiles {
                 record: record.as_ref(),
-                catalog: catalog.as_deref(),
+                catalog,
             };
             keep(&socket, &mount, &own, file_systems, afterwards);
         })?;
@@ -227,7 +228,7 @@ fn confine() {
 /// The files of the mount that the keeper may remove.
 struct OwnFiles<'f> {
     record: Option<&'f MountRecord>,
-    catalog: Option<&'f Path>,
+    catalog: Option<&'f HeldName>,
 }
 
 /// Runs the keeper.
@@ -265,7 +266,7 @@ fn keep(
                 done(mount.detach(connection).map(drop))
             }
             PUBLISH => done(own.record.map_or(Ok(()), MountRecord::publish)),
-            CATALOG => match own.catalog.map(remove_catalog) {
+            CATALOG => match own.catalog.map(HeldName::remove) {
                 None | Some(Ok(())) => Ok(Vec::new()),
                 Some(Err(error)) => Err(error.to_string()),
             },
@@ -282,15 +283,6 @@ fn keep(
             }
         };
         answer(socket, outcome);
-    }
-}
-
-/// Removes a catalog. Another mount may have done it.
-fn remove_catalog(path: &Path) -> io::Result<()> {
-    let (dir, name) = walk::open_parent(path, Trust::of_root())?;
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -250,7 +250,7 @@ fn prepare(
     let places = union.file_systems();
     let own = attachment.own();
     let made = attachment.control().open_files();
-    let catalog = union.catalog();
+    let catalog = union.take_catalog();
     let keeper = Keeper::start(own, record.as_ref(), &places, catalog, sandbox.afterwards);
     // The keeper has it too, and closes it meanwhile.
     drop(made);

@@ -7,6 +7,7 @@
 //! The notes of such a catalog are a line for each layer, with its path. If one is gone, the catalog is
 //! of no use. Of too many, those are removed that have not been used for the longest time.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -32,11 +33,7 @@ impl ImageCatalogs {
     /// told from another directory that takes its place.
     pub fn of_stored(&self, stack: &StackSpec) -> Option<MountCatalog> {
         let layers = LayerPaths::parse(stack.lowers.iter().map(LayerSpec::path))?;
-        if !stack
-            .lowers
-            .iter()
-            .all(|layer| is_recognizable(layer.dir.as_fd()))
-        {
+        if !are_recognizable(&stack.lowers) {
             return None;
         }
         let mut catalog = self.choose_once(label(stack, &layers));
@@ -50,14 +47,29 @@ impl ImageCatalogs {
     }
 }
 
-/// Whether the header of a catalog tells this directory from every other one: it has a time of birth,
-/// and is on a file system of this machine that is written, not replaced ([`UNWRITABLE`]). The owners
-/// are those on the file system: the records say nothing of mappings of mounts.
-fn is_recognizable(dir: BorrowedFd<'_>) -> bool {
+/// Whether the header of a catalog tells these directories from all others: they have times of birth,
+/// and are on file systems of this machine that are written, not replaced ([`UNWRITABLE`]). The
+/// owners must be those on the file system: the header says nothing of the mappings of a mount.
+fn are_recognizable(layers: &[LayerSpec]) -> bool {
     let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
-    let stat = statx(dir, c"", flags, StatxFlags::BTIME);
-    stat.is_ok_and(|stat| stat.stx_mask & StatxFlags::BTIME.bits() != 0)
-        && file_system(dir).is_some_and(|kind| kind != FUSE && !UNWRITABLE.contains(&kind))
+    let wanted = StatxFlags::BTIME | StatxFlags::MNT_ID;
+    // The layers of a store are on one mount.
+    let mut mounts = HashMap::new();
+    layers.iter().all(|layer| {
+        let dir = layer.dir.as_fd();
+        let Ok(stat) = statx(dir, c"", flags, wanted) else {
+            return false;
+        };
+        let has_both = stat.stx_mask & wanted.bits() == wanted.bits();
+        has_both
+            && *mounts
+                .entry(stat.stx_mnt_id)
+                .or_insert_with(|| is_usual_mount(dir))
+    })
+}
+
+fn is_usual_mount(dir: BorrowedFd<'_>) -> bool {
+    file_system(dir).is_some_and(|kind| kind != FUSE && !UNWRITABLE.contains(&kind))
         && !is_idmapped(dir)
 }
 
@@ -76,7 +88,8 @@ impl MountCatalog {
         layers.map(|layers| layers.paths.open(dirs())).transpose()
     }
 
-    /// Removes catalogs of other layers, if there are too many, before this one is made.
+    /// Removes catalogs of other layers, if there are too many, before this one is made. It is done
+    /// before the process confines itself, so one goes also if this one is not made.
     pub(super) fn make_room(&self) {
         if let Some(layers) = &self.layers {
             layers.catalogs.remove_old(DRIVER, |_| true);

@@ -24,7 +24,6 @@ mod origins;
 use std::ffi::CStr;
 use std::fmt::Debug;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::StatVfs;
@@ -43,6 +42,7 @@ pub use origins::FindOrigin;
 use crate::layer::at::Stat;
 use crate::layer::lower::LowerDir;
 use crate::layer::origin::{Origin, OriginFile};
+use crate::sys::held_name::HeldName;
 
 /// The number that an implementation of [`Lowers`] gives a file. [`Layers`] gives none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,15 +87,14 @@ pub trait Lowers: Debug + Send + Sync {
         false
     }
 
-    /// Returns the file that names and attributes come from, if it is to be removed when they turn out
-    /// to be wrong.
-    fn file_of_names(&self) -> Option<&Path> {
+    /// Takes the name of the file that names and attributes come from. The caller removes it when these
+    /// turn out to be wrong; else the lowers do that themselves.
+    fn take_file_of_names(&self) -> Option<HeldName> {
         None
     }
 
     /// Registers `call`, which is called when answers turn out to have been wrong, after others that
-    /// were registered before. The caller then
-    /// forgets all that it derived from answers; from then on answers are right.
+    /// were registered before. The caller then forgets all that it derived from answers; from then on answers are right.
     fn when_wrong(&self, call: Box<dyn Fn() + Send + Sync>) {
         drop(call);
     }

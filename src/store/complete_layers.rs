@@ -28,6 +28,7 @@ use super::containerd;
 use super::containers_storage::CompleteLayers;
 use super::error::{Error, Result};
 use super::layerdb::CacheId;
+use crate::sys::stat::begins_mount;
 use crate::sys::walk;
 
 /// The kinds of stores, by the place of their layers.
@@ -206,7 +207,9 @@ impl Records {
         if stat(found.as_fd())? != stat(dir)? {
             return Err(moved());
         }
-        if stat(dir)?.0 != self.root.device()? || self.root.is_mount_root(relative) {
+        let is_mount = begins_mount(&found);
+        let is_mount = is_mount.map_err(|errno| Error::io("stat", &layer.path, errno))?;
+        if is_mount || stat(dir)?.0 != self.root.device()? {
             return Err(layer.not_complete("is on another file system than its store"));
         }
         Ok(())

@@ -177,25 +177,24 @@ pub fn is_own_descriptor(path: &Path) -> bool {
 pub fn is_trusted(file: &File) -> io::Result<bool> {
     let st = look(file.as_fd(), OWNER | StatxFlags::GID)?;
     let nobody = st.stx_uid == OVERFLOW_UID && !process::in_initial_user_namespace();
-    Ok((nobody || is_own_or_roots(&st)) && only_they_write(&st))
+    let group = [0, rustix::process::getegid().as_raw()].contains(&st.stx_gid);
+    let others = if group { 0o002 } else { 0o022 };
+    Ok((nobody || is_own_or_roots(&st)) && st.stx_mode & others == 0)
 }
 
-/// As [`is_trusted`], for any file or directory. In a user namespace, users outside of it are others.
+/// Whether a file or directory belongs to root or to this user, and nobody else may write to it. In a
+/// user namespace, users outside of it are others. The bits of the group are also the mask of an ACL,
+/// so no group may write.
 ///
 /// # Errors
 /// Those of statx(2).
 pub fn belongs_to_us(file: impl AsFd) -> io::Result<bool> {
     let st = look(file.as_fd(), OWNER | StatxFlags::GID)?;
-    Ok(is_own_or_roots(&st) && only_they_write(&st))
+    Ok(is_own_or_roots(&st) && !open_to_others(&st))
 }
 
 fn is_own_or_roots(st: &Statx) -> bool {
     [0, rustix::process::geteuid().as_raw()].contains(&st.stx_uid)
-}
-
-fn only_they_write(st: &Statx) -> bool {
-    let group = [0, rustix::process::getegid().as_raw()].contains(&st.stx_gid);
-    (group || st.stx_mode & 0o020 == 0) && st.stx_mode & 0o002 == 0
 }
 
 /// As [`open_directory`], but makes missing directories of the path, with `mode` and the umask.

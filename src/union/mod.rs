@@ -95,7 +95,6 @@ pub use types::*;
 pub use crate::lowers::FindOrigin;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,6 +103,7 @@ use rustix::io::Errno;
 use crate::layer::fds::IsExhausted;
 use crate::layer::{Records, StackSpec, UpperSpec};
 use crate::lowers;
+use crate::sys::held_name::HeldName;
 use copy_up::{CopyUp, CopyUpCounters};
 use handle_lookup::Searches;
 use inode::{Dir, DirMarks, Identity, Inode, Loc, UpperState};
@@ -322,9 +322,10 @@ impl Union {
         self.stack.find_origins_by(finder);
     }
 
-    /// Returns the file of the catalog, if the union has one.
-    pub fn catalog(&self) -> Option<PathBuf> {
-        self.stack.lowers().file_of_names().map(Path::to_owned)
+    /// Takes the name of the catalog's file, if the union has one, to remove it when the catalog turns
+    /// out to be wrong.
+    pub fn take_catalog(&self) -> Option<HeldName> {
+        self.stack.lowers().take_file_of_names()
     }
 
     /// Calls `call` when the catalog turns out to be wrong.

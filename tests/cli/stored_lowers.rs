@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Uid};
 use testkit::home::{Home, wait_until};
-use testkit::need::has_tools;
+use testkit::need::{can_mount, has_tools};
 use testkit::{need, program};
 
 use crate::catalog::{catalogs, is_used};
@@ -238,28 +238,117 @@ fn another_link_to_a_file_changes_nothing() {
     );
 }
 
-/// A changed file is noticed when it is opened. The next mount makes another catalog.
+/// A changed file is noticed when it is opened, also if it has got another link. The next mount makes
+/// another catalog.
 #[test]
 fn a_catalog_that_is_wrong_is_removed() {
     let podman = need!(Podman::start("overlay"));
     let home = &podman.home;
     let (_, below) = layers_of_container(&podman);
     let image = lowers(&[&below[0], &below[1]]);
+    let file = below[1].canonicalize().unwrap().join("etc/one");
     for change in [
-        "chmod 600",
-        "setfattr -n user.a -v b",
-        "touch",
-        "echo more >>",
+        "chmod 600 FILE",
+        "chown 12 FILE",
+        "setfattr -n user.a -v b FILE",
+        "setfacl -m u:12:r FILE",
+        "echo more >> FILE",
+        "echo eno > FILE",
+        "touch FILE",
+        "cp FILE other; mv other FILE",
     ] {
-        built(home, &image);
-        home.run(["-o", &image, "mnt"]).ok();
-        assert!(is_used(home), "{change}");
-        podman.shell(&format!("{change} {}/etc/one", below[1].display()));
-        let read = std::fs::read(home.path("mnt/etc/one"));
-        let errno = read.map_err(|error| error.raw_os_error());
-        assert_eq!(errno, Err(Some(libc::ESTALE)), "{change}");
-        assert!(catalogs(home).is_empty(), "{change}");
-        umount(home);
+        for link in ["", "ln FILE link;"] {
+            podman.shell(&format!("rm -f link {0}; echo one > {0}", file.display()));
+            built(home, &image);
+            home.run(["-o", &image, "mnt"]).ok();
+            assert!(is_used(home), "{change}");
+            let script = format!("{link}{change}").replace("FILE", file.to_str().unwrap());
+            podman.shell(&script);
+            let read = std::fs::read(home.path("mnt/etc/one"));
+            let errno = read.map_err(|error| error.raw_os_error());
+            assert_eq!(errno, Err(Some(libc::ESTALE)), "{link}{change}");
+            assert!(catalogs(home).is_empty(), "{link}{change}");
+            umount(home);
+        }
+    }
+}
+
+/// A link is accepted once. What changes afterwards is noticed in the same mount.
+#[test]
+fn a_change_after_another_link_is_noticed() {
+    let podman = need!(Podman::start("overlay"));
+    let home = &podman.home;
+    let (_, below) = layers_of_container(&podman);
+    let image = lowers(&[&below[0], &below[1]]);
+    let file = below[1].canonicalize().unwrap().join("etc/one");
+    built(home, &image);
+    home.dirs(&["upper", "work"]);
+    let mount = format!("{image},upperdir=upper,workdir=work");
+    home.run(["-o", &mount, "mnt"]).ok();
+    podman.shell(&format!("ln {} link", file.display()));
+    assert_eq!(podman.shell("cat mnt/etc/one"), "one\n");
+    assert!(is_used(home));
+    // The size and the time of the last change of data stay.
+    podman.shell("m=$(stat -c %y link); echo eno > link; touch -d \"$m\" link");
+    let copied = home
+        .command("chmod")
+        .args(["600", "mnt/etc/one"])
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&copied.stderr).contains("Stale"),
+        "{copied:?}"
+    );
+    assert!(!is_used(home));
+    umount(home);
+}
+
+/// Root removes the file that was the catalog, and no other that has its name now.
+#[test]
+fn a_newer_catalog_stays() {
+    let podman = need!(Podman::start("overlay"));
+    let home = &podman.home;
+    let (_, below) = layers_of_container(&podman);
+    let image = lowers(&[&below[0], &below[1]]);
+    built(home, &image);
+    home.run(["-o", &image, "mnt"]).ok();
+    assert!(is_used(home));
+    let path = catalogs(home).remove(0);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "another one").unwrap();
+    podman.shell(&format!("touch {}/etc/one", below[1].display()));
+    assert!(std::fs::read(home.path("mnt/etc/one")).is_err());
+    assert!(!is_used(home));
+    assert_eq!(std::fs::read(&path).unwrap(), b"another one");
+    umount(home);
+}
+
+/// The catalog may be below the mountpoint: the path then leads into the mount.
+#[test]
+fn a_catalog_below_its_own_mountpoint_is_removed() {
+    need!(can_mount());
+    let home = Home::new();
+    home.dirs(&["mnt", "lower/dir", "upper", "work"]);
+    std::fs::write(home.path("lower/dir/file"), "x").unwrap();
+    let build = ["catalog", "build", "-o", "lowerdir=lower", "./mnt/catalog"];
+    home.run(build).ok_with_progress();
+    for sandbox in ["auto", "off"] {
+        if !home.path("mnt/catalog").exists() {
+            home.run(build).ok_with_progress();
+        }
+        let options = format!(
+            "lowerdir=lower,upperdir=upper,workdir=work,catalog=./mnt/catalog,sandbox={sandbox}"
+        );
+        home.run(["-o", &options, "mnt"]).ok();
+        assert!(is_used(&home), "{sandbox}");
+        std::fs::write(home.path("lower/dir/file"), "changed").unwrap();
+        // The rename copies the file up while the kernel holds the directory.
+        let renamed = std::fs::rename(home.path("mnt/dir/file"), home.path("mnt/dir/other"));
+        let errno = renamed.map_err(|error| error.raw_os_error());
+        assert_eq!(errno, Err(Some(libc::ESTALE)), "{sandbox}");
+        assert!(!is_used(&home), "{sandbox}");
+        umount(&home);
+        assert!(!home.path("mnt/catalog").exists(), "{sandbox}");
     }
 }
 
@@ -287,7 +376,7 @@ fn what_is_mounted_on_a_layer_has_none() {
         &["-t", "squashfs", "-o", "loop,ro", "image", layer],
     );
     home.run(["-o", &options, "mnt"]).ok();
-    assert!(home.path("mnt/file").exists());
+    assert!(home.path("mnt/file").exists() && !is_used(home));
     umount(home);
     run("umount", &[layer]);
     // On a file system that has times of birth, the process that makes catalogs notices it.

@@ -289,8 +289,9 @@ impl<'f> Transaction<'f> {
             depth += 1;
         }
         for at in 0..page.count() {
-            let (found, entry) = page.entry(at)?;
-            if found == key {
+            if page.key(at)? == key {
+                let (_, entry) = page.entry(at)?;
+                self.charge(page.number, key.len() + entry.len())?;
                 return Ok(Some(take(entry)));
             }
         }
@@ -397,7 +398,14 @@ impl Page {
         Ok((self.bytes(start..end)?, u64_at(&self.bytes, place + 8)))
     }
 
-    /// Returns the key of a leaf's element, and its content.
+    /// Returns the key of a leaf's element.
+    fn key(&self, at: usize) -> Result<&[u8], Fault> {
+        let place = self.element(at)?;
+        let start = place as u64 + u64::from(u32_at(&self.bytes, place + 4));
+        self.bytes(start..start + u64::from(u32_at(&self.bytes, place + 8)))
+    }
+
+    /// Returns the key of a leaf's element, and its content, of which a bucket is a copy.
     fn entry(&self, at: usize) -> Result<(&[u8], Entry<'_>), Fault> {
         let place = self.element(at)?;
         let field = |n: usize| u64::from(u32_at(&self.bytes, place + 4 * n));
