@@ -15,8 +15,8 @@ use super::format::{self, LayerRecord};
 use super::view::{Damaged, Refusal, View};
 use crate::layer;
 use crate::layer::at::{At, Stat};
+use crate::layer::held_name::HeldName;
 use crate::lowers::Layers;
-use crate::sys::held_name::HeldName;
 use crate::sys::map::ReadOnly;
 use crate::sys::walk::{self, Trust};
 

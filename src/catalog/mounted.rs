@@ -6,8 +6,8 @@
 //! the catalog, all names are.
 //!
 //! A file that differs from its record fails with ESTALE, and the catalog is abandoned, unless it has
-//! only got or lost a hard link. Attributes
-//! that the kernel has cached from it stay wrong until the kernel looks the name up again.
+//! only got or lost a hard link. Attributes that the kernel has cached from it stay wrong until the
+//! kernel looks the name up again.
 
 use std::ffi::CStr;
 use std::os::fd::AsFd as _;
@@ -21,6 +21,7 @@ use super::format::{self, Record};
 use super::view::{Damaged, DirRef, Identity, View};
 use super::{build, file};
 use crate::layer::at::{At, Stat};
+use crate::layer::held_name::HeldName;
 use crate::layer::lower::{KnownDir, LowerDir};
 use crate::layer::markers::Escape;
 use crate::layer::types::{FileKind, Time};
@@ -28,7 +29,6 @@ use crate::lowers::{
     DataPlace, FileId, FoundIn, Gather, LayerEntry, Layers, LowerDirs, LowerFile, LowerLookup,
     Lowers, MergedDir, Names, Plain, Source,
 };
-use crate::sys::held_name::HeldName;
 use crate::sys::map::ReadOnly;
 use crate::sys::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sys::sync::dashmap::DashMap;

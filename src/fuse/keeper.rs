@@ -26,8 +26,8 @@ use rustix::thread::CapabilitySet;
 use super::error::{Error, Result};
 use super::own_mount::{Connectedness, OwnMount};
 use super::runtime::MountRecord;
+use crate::layer::held_name::HeldName;
 use crate::layer::origin::{Origin, OriginFile};
-use crate::sys::held_name::HeldName;
 use crate::sys::{capabilities, daemon, process};
 
 /// Detach the mount. A byte follows: whether the connection lives.

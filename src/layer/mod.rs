@@ -4,6 +4,7 @@ pub mod at;
 pub mod dir;
 pub mod fds;
 pub mod file_system;
+pub mod held_name;
 pub mod lower;
 pub mod markers;
 pub mod origin;

@@ -40,9 +40,9 @@ pub(crate) use listed_name::{Names, in_order};
 pub use origins::FindOrigin;
 
 use crate::layer::at::Stat;
+use crate::layer::held_name::HeldName;
 use crate::layer::lower::LowerDir;
 use crate::layer::origin::{Origin, OriginFile};
-use crate::sys::held_name::HeldName;
 
 /// The number that an implementation of [`Lowers`] gives a file. [`Layers`] gives none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,7 +94,8 @@ pub trait Lowers: Debug + Send + Sync {
     }
 
     /// Registers `call`, which is called when answers turn out to have been wrong, after others that
-    /// were registered before. The caller then forgets all that it derived from answers; from then on answers are right.
+    /// were registered before. The caller then forgets all that it derived from answers; from then on
+    /// answers are right.
     fn when_wrong(&self, call: Box<dyn Fn() + Send + Sync>) {
         drop(call);
     }

@@ -12,7 +12,6 @@ pub(crate) mod free_space;
 #[cfg(feature = "fuse")]
 pub mod fuse;
 pub mod handle;
-pub mod held_name;
 #[cfg(feature = "store")]
 pub mod interrupt;
 #[cfg(feature = "fuse")]

@@ -101,9 +101,9 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::layer::fds::IsExhausted;
+use crate::layer::held_name::HeldName;
 use crate::layer::{Records, StackSpec, UpperSpec};
 use crate::lowers;
-use crate::sys::held_name::HeldName;
 use copy_up::{CopyUp, CopyUpCounters};
 use handle_lookup::Searches;
 use inode::{Dir, DirMarks, Identity, Inode, Loc, UpperState};
