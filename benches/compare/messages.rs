@@ -27,7 +27,10 @@ pub(crate) fn counted(measure: impl FnOnce() -> Result<Sample, String>) -> Resul
     let mut sample = measure()?;
     let after = sent();
     let difference = before.zip(after);
-    sample.messages = difference.map(|(before, after)| after.saturating_sub(before));
+    // A row without a message may have been on another mount.
+    sample.messages = difference
+        .and_then(|(before, after)| after.checked_sub(before))
+        .filter(|messages| *messages > 0);
     Ok(sample)
 }
 
