@@ -82,17 +82,17 @@ impl LayerPath {
 
 /// The paths of directories that look like those of layers, top first; at least one.
 #[derive(Clone, Debug)]
-pub(crate) struct LayerPaths(Vec<LayerPath>);
+pub struct LayerPaths(Vec<LayerPath>);
 
 impl LayerPaths {
     /// Recognizes directories by their paths; `None` if one of them is not like a layer's.
-    pub(crate) fn parse<'p>(paths: impl IntoIterator<Item = &'p Path>) -> Option<Self> {
+    pub fn parse<'p>(paths: impl IntoIterator<Item = &'p Path>) -> Option<Self> {
         let layers: Option<Vec<_>> = paths.into_iter().map(LayerPath::parse).collect();
         layers.filter(|layers| !layers.is_empty()).map(Self)
     }
 
     /// Returns the directory of the records of the topmost layer.
-    pub(crate) fn root(&self) -> &Path {
+    pub fn root(&self) -> &Path {
         self.0.first().map_or(Path::new(""), |layer| &layer.root)
     }
 
@@ -101,10 +101,7 @@ impl LayerPaths {
     /// # Errors
     /// [`Error::NotComplete`] if a path leads to another directory now, or another user could have
     /// written the records; those of opening files.
-    pub(crate) fn open<'d>(
-        &self,
-        dirs: impl IntoIterator<Item = BorrowedFd<'d>>,
-    ) -> Result<LayerRecords> {
+    pub fn open<'d>(&self, dirs: impl IntoIterator<Item = BorrowedFd<'d>>) -> Result<LayerRecords> {
         let mut records: Vec<(Records, Vec<LayerPath>)> = Vec::new();
         for (layer, dir) in self.0.iter().zip(dirs) {
             let same = |of: &&mut (Records, Vec<LayerPath>)| {
@@ -131,7 +128,7 @@ const NO_RECORDS: &str = "has no records of a store";
 
 /// Open records of layers.
 #[derive(Debug)]
-pub(crate) struct LayerRecords(Vec<(Records, Vec<LayerPath>)>);
+pub struct LayerRecords(Vec<(Records, Vec<LayerPath>)>);
 
 impl LayerRecords {
     /// Reads the records. Nothing writes to the layers any more if this returns no error.
@@ -139,7 +136,7 @@ impl LayerRecords {
     /// # Errors
     /// [`Error::NotComplete`] for a layer that is not complete, or that belongs to a container;
     /// those of reading the records.
-    pub(crate) fn promise(&self) -> Result<()> {
+    pub fn promise(&self) -> Result<()> {
         for (records, layers) in &self.0 {
             let complete = records.complete()?;
             let missing = layers

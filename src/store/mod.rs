@@ -27,7 +27,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-pub(crate) mod complete_layers;
+pub mod complete_layers;
 pub(crate) mod confined_dir;
 mod containerd;
 mod containers;
