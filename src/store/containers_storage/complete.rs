@@ -5,8 +5,8 @@
 //! ```text
 //! <driver>-layers/layers.json   [{"id", "diff-digest", "flags": {"incomplete": true}}]
 //! ```
-//! The flag is there only while a layer is made. A layer that was pulled only in part (zstd:chunked)
-//! has no digest of all its files. Records in the volatile list are those of containers'
+//! The flag is there only while a layer is made. Older versions of containers/storage write no digest
+//! for layers in the format zstd:chunked. Records in the volatile list are those of containers'
 //! layers. (containers/storage, layers.go: `incompleteFlag`, `UncompressedDigest`.)
 
 use std::collections::HashSet;
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::containers::RawContainer;
+use super::containers::{self, RawContainer};
 use super::open_list::OpenList;
 use super::{CONTAINERS, LAYERS, VOLATILE_CONTAINERS, layers};
 use crate::oci::Digest;
@@ -61,7 +61,7 @@ impl CompleteLayers {
         let Some(layers) = OpenList::open(root, &layers::dir(driver).join(LAYERS))? else {
             return Ok(None);
         };
-        let dir = containers_dir(driver);
+        let dir = containers::dir(driver);
         let mut containers = Vec::new();
         for name in [CONTAINERS, VOLATILE_CONTAINERS] {
             containers.extend(OpenList::open(root, &dir.join(name))?);
@@ -75,7 +75,7 @@ impl CompleteLayers {
     /// # Errors
     /// Those of statx(2).
     pub(crate) fn belong_to_us(&self, root: &ConfinedDir, driver: &str) -> Result<bool> {
-        for dir in [PathBuf::new(), layers::dir(driver), containers_dir(driver)] {
+        for dir in [PathBuf::new(), layers::dir(driver), containers::dir(driver)] {
             if !root.belongs_to_us(&dir)? {
                 return Ok(false);
             }
@@ -109,9 +109,4 @@ impl CompleteLayers {
         complete.retain(|id| !others.contains(id));
         Ok(complete)
     }
-}
-
-/// Returns the directory of a driver's containers, below the root.
-fn containers_dir(driver: &str) -> PathBuf {
-    PathBuf::from(format!("{driver}-containers"))
 }

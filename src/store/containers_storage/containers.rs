@@ -5,7 +5,7 @@
 //! used.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
@@ -32,10 +32,10 @@ impl Records {
         if let Some(containers) = self.containers.get() {
             return Ok(containers);
         }
-        let dir = format!("{}-containers", self.driver);
+        let dir = dir(&self.driver);
         let mut containers = HashMap::new();
         for name in [CONTAINERS, VOLATILE_CONTAINERS] {
-            let records = list::<RawContainer>(&self.root, &Path::new(&dir).join(name))?;
+            let records = list::<RawContainer>(&self.root, &dir.join(name))?;
             let records = records.into_iter().flatten();
             containers.extend(records.map(|container| (container.id.clone(), container)));
         }
@@ -114,4 +114,9 @@ impl Records {
         };
         layers.iter().map(diff).collect()
     }
+}
+
+/// Returns the directory of a driver's lists, below the root.
+pub(super) fn dir(driver: &str) -> PathBuf {
+    PathBuf::from(format!("{driver}-containers"))
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 use super::open_list::OpenList;
-use super::{VOLATILE_CONTAINERS, VOLATILE_LAYERS, layers};
+use super::{VOLATILE_CONTAINERS, VOLATILE_LAYERS, containers, layers};
 use crate::store::confined_dir::ConfinedDir;
 use crate::store::drivers;
 use crate::store::error::{Error, Result};
@@ -34,9 +34,7 @@ impl Kind {
     fn path(self, driver: &str) -> PathBuf {
         match self {
             Self::Layers => layers::dir(driver).join(VOLATILE_LAYERS),
-            Self::Containers => {
-                PathBuf::from(format!("{driver}-containers")).join(VOLATILE_CONTAINERS)
-            }
+            Self::Containers => containers::dir(driver).join(VOLATILE_CONTAINERS),
         }
     }
 }
