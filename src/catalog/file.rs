@@ -104,18 +104,32 @@ fn open_error(error: &std::io::Error) -> Unusable {
 /// # Errors
 /// [`Unusable`] with the difference.
 pub fn check_layers<B: AsRef<[u8]>>(view: &View<B>, layers: &Layers) -> Result<(), Unusable> {
+    match check_some_layers(view, layers)? {
+        0 => Ok(()),
+        _ => Err(Unusable::OtherLayers(0)),
+    }
+}
+
+/// As [`check_layers`], for a catalog that may also describe all layers but the topmost one. Returns the
+/// number of layers that it does not describe: 0 or 1.
+pub(super) fn check_some_layers<B: AsRef<[u8]>>(
+    view: &View<B>,
+    layers: &Layers,
+) -> Result<usize, Unusable> {
     // The layers have been opened just now.
     let layers = describe(layers, |layer| layer.stat);
-    if view.layer_count() != layers.len() as u64 {
-        return Err(Unusable::OtherLayers(layers.len()));
-    }
-    for (position, layer) in layers.iter().enumerate() {
-        let index = u32::try_from(position).map_err(|_| Damaged)?;
+    let described = usize::try_from(view.layer_count()).map_err(|_| Damaged)?;
+    let above = match layers.len().checked_sub(described) {
+        Some(above @ (0 | 1)) if described > 0 => above,
+        _ => return Err(Unusable::OtherLayers(layers.len())),
+    };
+    for (position, layer) in layers.iter().enumerate().skip(above) {
+        let index = u32::try_from(position - above).map_err(|_| Damaged)?;
         if view.layer(index)? != *layer {
             return Err(Unusable::OtherLayers(position));
         }
     }
-    Ok(())
+    Ok(above)
 }
 
 /// Returns the identity of each layer.

@@ -26,8 +26,8 @@ use crate::layer::lower::{KnownDir, LowerDir};
 use crate::layer::markers::Escape;
 use crate::layer::types::{FileKind, Time};
 use crate::lowers::{
-    DataPlace, FileId, FoundIn, Gather, LayerEntry, Layers, LowerDirs, LowerFile, LowerLookup,
-    Lowers, MergedDir, Names, Plain, Source,
+    Above, DataPlace, FileId, FoundIn, Gather, LayerEntry, Layers, LowerDirs, LowerFile,
+    LowerLookup, Lowers, MergedDir, Names, Plain, Source,
 };
 use crate::sys::map::ReadOnly;
 use crate::sys::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -36,7 +36,8 @@ use crate::sys::sync::dashmap::mapref::entry::Entry;
 
 type Result<T> = std::result::Result<T, Damaged>;
 
-/// A catalog file for the lowers of a mount. It is used if it describes exactly these layers.
+/// A catalog file for the lowers of a mount. It is used if it describes exactly these layers, or all but
+/// the topmost one, whose names are then read when the mount begins ([`Above`]).
 #[derive(Clone, Debug)]
 pub struct CatalogFile(pub PathBuf);
 
@@ -49,11 +50,22 @@ impl CatalogFile {
 
 impl Source for CatalogFile {
     fn open(&self, layers: &Arc<Layers>) -> Option<Arc<dyn Lowers>> {
-        match Mounted::open(&self.0, layers) {
-            Ok(mounted) => Some(Arc::new(mounted)),
-            Err(e) if e.is_absent() => None,
+        let path = self.0.display();
+        let mounted = match Mounted::open_some(&self.0, layers) {
+            Ok(mounted) => mounted,
+            Err(e) if e.is_absent() => return None,
             Err(e) => {
-                tracing::info!("catalog {} is not used: {e}", self.0.display());
+                tracing::info!("catalog {path} is not used: {e}");
+                return None;
+            }
+        };
+        if mounted.0.above == 0 {
+            return Some(Arc::new(mounted));
+        }
+        match Above::open(layers, Arc::new(mounted)) {
+            Ok(above) => Some(Arc::new(above)),
+            Err(e) => {
+                tracing::info!("catalog {path} is not used below the topmost layer: {e}");
                 None
             }
         }
@@ -90,7 +102,10 @@ struct MountedCatalog {
     held: Mutex<Option<HeldName>>,
     /// The change times of files that have got or lost a link, by record.
     linked: DashMap<u32, Time>,
+    /// All layers of the mount.
     layers: Arc<Layers>,
+    /// The number of layers above those that the catalog describes.
+    above: usize,
     /// Directories of layers in use, by record.
     open: DashMap<u32, Weak<LowerDir>>,
     /// The size of `open` at which unused entries are removed.
@@ -122,18 +137,35 @@ impl Mounted {
     pub fn open(path: &Path, layers: &Arc<Layers>) -> std::result::Result<Self, super::Unusable> {
         let (view, held) = file::open_held(path)?;
         super::check_layers(&view, layers)?;
-        Ok(Self(Arc::new(MountedCatalog {
+        Ok(Self::of(path, (view, held), layers, 0))
+    }
+
+    /// As [`Mounted::open`], for a catalog that may also describe all layers but the topmost one.
+    fn open_some(path: &Path, layers: &Arc<Layers>) -> std::result::Result<Self, super::Unusable> {
+        let (view, held) = file::open_held(path)?;
+        let above = file::check_some_layers(&view, layers)?;
+        Ok(Self::of(path, (view, held), layers, above))
+    }
+
+    fn of(
+        path: &Path,
+        (view, held): (View<ReadOnly>, HeldName),
+        layers: &Arc<Layers>,
+        above: usize,
+    ) -> Self {
+        Self(Arc::new(MountedCatalog {
             view,
             path: path.to_owned(),
             held: Mutex::new(Some(held)),
             linked: DashMap::with_shard_amount(4),
             layers: Arc::clone(layers),
+            above,
             open: DashMap::with_shard_amount(64),
             tidy_at: AtomicUsize::new(TIDY_MIN),
             absent: DashMap::with_shard_amount(16),
             given_up: AtomicBool::new(false),
             when_wrong: Mutex::default(),
-        })))
+        }))
     }
 
     /// Whether the catalog's record of a file matches this data and these xattrs.
@@ -232,7 +264,12 @@ impl MountedCatalog {
     /// Returns the root of the layer that a record belongs to.
     fn layer_of(&self, record: &Record) -> Result<&Arc<LowerDir>> {
         let (layer, _) = self.view.place(record)?;
-        self.layers.get(layer as usize).ok_or(Damaged)
+        self.layers.get(self.position(layer)).ok_or(Damaged)
+    }
+
+    /// Returns the position in the stack of a layer of the catalog.
+    fn position(&self, layer: u32) -> usize {
+        self.above + layer as usize
     }
 
     /// Returns the directory of a layer that a record describes.
@@ -259,7 +296,7 @@ impl MountedCatalog {
 
     fn enter(&self, at: u32, record: &Record, parent: &Arc<LowerDir>) -> Result<Arc<LowerDir>> {
         let (layer, kind) = self.view.place(record)?;
-        if layer as usize != parent.index || kind != Some(FileKind::Directory) {
+        if self.position(layer) != parent.index || kind != Some(FileKind::Directory) {
             return Err(Damaged);
         }
         let stat = self.view.stat(record, parent.layer.stat.dev)?;
@@ -368,18 +405,19 @@ impl Lowers for Mounted {
 
     fn root(&self) -> LowerDirs {
         let (catalog, layers) = (&self.0, &self.0.layers);
-        let roots = layers.roots();
+        let roots = layers.roots().get(catalog.above..).unwrap_or_default();
         let dir = catalog.view.root().ok().filter(|dir| !dir.is_unlisted());
-        match dir.filter(|dir| dir.part_count() == roots.len()) {
-            None => layers.merged(roots.iter().cloned()),
-            Some(dir) => LowerDirs::from(Arc::new(CatalogDir {
-                catalog: Arc::clone(catalog),
-                dir,
-                record: 0,
-                top: Arc::clone(&roots[0]),
-                all: OnceLock::from(roots.to_vec()),
-            })),
-        }
+        let dir = dir.filter(|dir| dir.part_count() == roots.len());
+        let (Some(dir), Some(top)) = (dir, roots.first()) else {
+            return layers.merged(roots.iter().cloned());
+        };
+        LowerDirs::from(Arc::new(CatalogDir {
+            catalog: Arc::clone(catalog),
+            dir,
+            record: 0,
+            top: Arc::clone(top),
+            all: OnceLock::from(roots.to_vec()),
+        }))
     }
 
     fn is_indexed(&self) -> bool {

@@ -21,11 +21,12 @@ use crate::sys::daemon;
 pub struct BackgroundBuild(OwnedFd);
 
 impl BackgroundBuild {
-    /// Starts a process that will build the catalog of the lowers of `stack` after
+    /// Starts a process that will build the catalog of lowers of `stack` after
     /// [`BackgroundBuild::begin`]. The calling process must have one thread. `None`: this catalog
     /// is not to be built, or the process cannot be started (a warning gives the reason).
     pub fn prepare(catalog: MountCatalog, stack: &StackSpec, mode: Mode) -> Option<Self> {
         let label = catalog.label.clone()?;
+        let stack = &catalog.described(stack);
         let work = |socket: OwnedFd| {
             // If the mount fails, nothing is built.
             if let Ok((1.., _)) = rustix::net::recv(&socket, &mut [0], RecvFlags::empty()) {

@@ -1,8 +1,11 @@
-//! Catalogs of directories that are complete layers of a store: lowers that podman, buildah or
+//! Catalogs of directories that are complete layers of a store: lowers that podman, buildah, Docker or
 //! containerd name for a mount program. Their paths say where the records of the store are
 //! ([`LayerPaths`]). The process that makes the catalog reads these, and makes none if a layer is not
 //! complete. A mount that finds a catalog reads no records: the catalog fits only the same
 //! directories, whose files the store does not write as long as they exist.
+//!
+//! Docker makes a layer for each container and puts it above those of the image. The catalog describes
+//! those of the image, so all containers have the same one.
 //!
 //! The notes of such a catalog are a line for each layer, with its path. If one is gone, the catalog is
 //! of no use. Of too many, those are removed that have not been used for the longest time.
@@ -20,7 +23,7 @@ use super::image_catalogs::{ImageCatalogs, MountCatalog};
 use super::unwritable_lowers::{UNWRITABLE, file_system};
 use crate::catalog::{Label, directory, format};
 use crate::layer::{LayerSpec, StackSpec};
-use crate::store::complete_layers::{LayerPaths, LayerRecords};
+use crate::store::complete_layers::{LayerPaths, LayerRecords, is_of_one_container};
 use crate::sys::mounts::is_idmapped;
 use crate::sys::stat::statx;
 
@@ -32,6 +35,7 @@ impl ImageCatalogs {
     /// are complete layers. `None`: one of them does not look like a layer of a store, or cannot be
     /// told from another directory that takes its place.
     pub fn of_stored(&self, stack: &StackSpec) -> Option<MountCatalog> {
+        let stack = &of_the_image(stack);
         let layers = LayerPaths::parse(stack.lowers.iter().map(LayerSpec::path))?;
         if !are_recognizable(&stack.lowers) {
             return None;
@@ -45,6 +49,16 @@ impl ImageCatalogs {
         let _ = directory::touch(catalog.path());
         Some(catalog)
     }
+}
+
+/// Returns the lowers without the layer of a container on top of them.
+fn of_the_image(stack: &StackSpec) -> StackSpec {
+    let mut stack = stack.clone();
+    let top = stack.lowers.first();
+    if top.is_some_and(|top| is_of_one_container(top.path())) {
+        stack.lowers.remove(0);
+    }
+    stack
 }
 
 /// Whether the header of a catalog tells these directories from all others: they have times of birth,
@@ -77,8 +91,16 @@ fn is_usual_mount(dir: BorrowedFd<'_>) -> bool {
 const FUSE: u64 = 0x6573_5546;
 
 impl MountCatalog {
-    /// Opens the records of the layers, which say whether the catalog may be made; `None` if it may be
-    /// made anyway.
+    /// Returns the layers that the catalog describes.
+    pub(super) fn described(&self, stack: &StackSpec) -> StackSpec {
+        match self.layers {
+            Some(_) => of_the_image(stack),
+            None => stack.clone(),
+        }
+    }
+
+    /// Opens the records of the layers of the catalog, which say whether it may be made; `None` if it
+    /// may be made anyway.
     ///
     /// # Errors
     /// Those of [`LayerPaths::open`].

@@ -10,6 +10,7 @@
 //! Here `usr/bin` merges the directories of top and middle; the bottom one is hidden.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -357,6 +358,38 @@ impl Layers {
             }
         }
         Err(Errno::IO)
+    }
+
+    /// Returns the meaning of a name in one directory of a layer.
+    ///
+    /// # Errors
+    /// Those of [`LowerDir::lookup`].
+    pub(super) fn single(&self, dir: &Arc<LowerDir>, name: &[u8]) -> Result<Single> {
+        dir.lookup(&self.fds, name)
+    }
+
+    /// Returns the names that one directory of a layer has or hides, and takes their number off
+    /// `left`; `None` if there are more.
+    ///
+    /// # Errors
+    /// Those of the layer's file system.
+    pub(super) fn names_of(
+        &self,
+        dir: &LowerDir,
+        left: &mut usize,
+    ) -> Result<Option<BTreeSet<Box<[u8]>>>> {
+        let wh_names = dir.takes_wh_names();
+        let mut names = BTreeSet::new();
+        dir.read(&self.fds, |raw| {
+            let hidden = wh_names.then(|| raw.name.strip_prefix(WH_PREFIX)).flatten();
+            if names.len() <= *left {
+                names.insert(hidden.unwrap_or(raw.name).into());
+            }
+        })?;
+        Ok(left.checked_sub(names.len()).map(|rest| {
+            *left = rest;
+            names
+        }))
     }
 
     /// Collects the names in these directories.

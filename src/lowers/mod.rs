@@ -9,11 +9,13 @@
 //! ```text
 //! union ──► Lowers, MergedDir ◄── Layers           directories
 //!                             ◄── catalog::Mounted one file
+//!                             ◄── Above            one small layer, above other lowers
 //! ```
 //!
 //! Lowers never change while they are in use, so every answer stays true. An implementation that
 //! detects a wrong answer reports it through [`Lowers::when_wrong`].
 
+mod above;
 mod file;
 mod file_systems;
 mod gather;
@@ -29,6 +31,7 @@ use std::sync::Arc;
 use rustix::fs::StatVfs;
 use rustix::io::Errno;
 
+pub use above::{Above, Unfit};
 pub use file::{DataPlace, LowerFile};
 #[cfg(test)]
 pub(crate) use gather::tests::listings as sample_listings;

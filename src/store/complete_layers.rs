@@ -1,14 +1,15 @@
-//! Directories that are complete layers of a store, recognized by their paths. podman, buildah and
-//! containerd name such directories as lowers when they call a mount program, and do not say that
+//! Directories that are complete layers of a store, recognized by their paths. podman, buildah, Docker
+//! and containerd name such directories as lowers when they call a mount program, and do not say that
 //! they are layers. The records of the store say which layers are complete: the store writes no files
 //! of those again.
 //!
 //! ```text
-//! <root>/overlay/<id>/diff    <root>/overlay-layers/layers.json   podman, buildah, CRI-O
-//! <root>/snapshots/<n>/fs     <root>/metadata.db                  containerd
+//! <root>/overlay/<id>/diff          <root>/overlay-layers/layers.json                       podman, buildah, CRI-O
+//! <root>/snapshots/<n>/fs           <root>/metadata.db                                      containerd
+//! <root>/fuse-overlayfs/<id>/diff   <root>/image/fuse-overlayfs/layerdb/sha256/*/cache-id   Docker
 //! ```
-//! (Each container of Docker has a layer of its own among its lowers, so nothing would be gained
-//! there.)
+//! Docker gives each container a layer `<id>-init` on top of those of its image, which is no layer of an
+//! image ([`is_of_one_container`]).
 //!
 //! A path only says which records are read. Whoever may write to the records could promise what is
 //! not so; therefore they must belong to root or to this user. Their content is hostile data: a
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use super::committed_layers::CommittedLayers;
 use super::confined_dir::ConfinedDir;
 use super::containerd;
 use super::containers_storage::CompleteLayers;
@@ -36,10 +38,23 @@ use crate::sys::walk;
 enum Kind {
     ContainersStorage,
     Containerd,
+    Docker,
 }
 
 /// The driver of podman's whose layers a mount program gets.
 const OVERLAY: &str = "overlay";
+/// Docker's driver that calls a mount program.
+const FUSE_OVERLAYFS: &str = "fuse-overlayfs";
+/// The end of the ID of the layer that Docker makes for one container: its mount points, such as
+/// `etc/hosts` (moby, daemon/initlayer).
+const INIT: &str = "-init";
+
+/// Whether this is the path of a layer that Docker made for one container, and put on top of those of
+/// the image.
+pub fn is_of_one_container(path: &Path) -> bool {
+    LayerPath::parse(path)
+        .is_some_and(|layer| layer.kind == Kind::Docker && layer.id.as_str().ends_with(INIT))
+}
 
 /// The directory of a layer.
 #[derive(Clone, Debug)]
@@ -62,6 +77,7 @@ impl LayerPath {
         let kind = match (last, above) {
             ("diff", OVERLAY) => Kind::ContainersStorage,
             ("fs", "snapshots") => Kind::Containerd,
+            ("diff", FUSE_OVERLAYFS) => Kind::Docker,
             _ => return None,
         };
         Some(Self {
@@ -161,6 +177,8 @@ struct Records {
 enum Files {
     ContainersStorage(CompleteLayers),
     Containerd(File),
+    /// The cache IDs, which are single words and are read when the records are opened.
+    Docker(HashSet<String>),
 }
 
 impl Records {
@@ -185,6 +203,14 @@ impl Records {
                     return Err(foreign());
                 }
                 Files::Containerd(file)
+            }
+            Kind::Docker => {
+                let records = CommittedLayers::read(&root, FUSE_OVERLAYFS)?;
+                let records = records.ok_or_else(missing)?;
+                if !records.are_ours {
+                    return Err(foreign());
+                }
+                Files::Docker(records.cache_ids)
             }
         };
         Ok(Self { root, files })
@@ -221,6 +247,7 @@ impl Records {
                 let numbers = containerd::committed(file, &path)?;
                 Ok(numbers.iter().map(u64::to_string).collect())
             }
+            Files::Docker(ids) => Ok(ids.clone()),
         }
     }
 }
@@ -250,6 +277,10 @@ mod tests {
                 "7"
             )
         );
+        assert_eq!(
+            parsed("/d/fuse-overlayfs/ab1-init/diff"),
+            found(Kind::Docker, "/d", "ab1-init")
+        );
         for other in [
             "/",
             "diff",
@@ -263,6 +294,10 @@ mod tests {
         ] {
             assert_eq!(parsed(other), None, "{other}");
         }
+        let is_own = |path| is_of_one_container(Path::new(path));
+        assert!(is_own("/d/fuse-overlayfs/ab1-init/diff"));
+        assert!(!is_own("/d/fuse-overlayfs/ab1/diff"));
+        assert!(!is_own("/s/overlay/ab1-init/diff"));
         let (one, none) = (Path::new("/s/overlay/ab1/diff"), Path::new("/etc"));
         assert!(LayerPaths::parse([one, none]).is_none());
         assert!(LayerPaths::parse([]).is_none());

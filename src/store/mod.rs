@@ -27,6 +27,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod committed_layers;
 pub mod complete_layers;
 pub(crate) mod confined_dir;
 mod containerd;

@@ -18,6 +18,8 @@ const SECRET: &[u8] = b"in no layer";
 struct Bench {
     scratch: Scratch,
     stack: StackSpec,
+    /// The same layers, and one above that the catalog does not describe.
+    above: StackSpec,
     catalog: PathBuf,
     bytes: Vec<u8>,
 }
@@ -34,11 +36,21 @@ impl Bench {
         let lowers = layers::write_all(&all, scratch.path(), Form::Kernel);
         std::fs::write(scratch.path().join("secret"), SECRET).unwrap();
         let stack = stack(&lowers);
+        let own = scratch.path().join("own");
+        std::fs::create_dir(&own).unwrap();
+        let mut files = Layer::new().dir("merged").file("merged/own", "own");
+        for dir in ["deep", "deep/a", "deep/a/b", "deep/a/b/c"] {
+            files = files.dir(dir);
+        }
+        files.write(&own);
+        let mut above = lowers;
+        above.insert(0, own);
         let catalog = scratch.path().join("catalog");
         build(&stack, &catalog);
         Self {
             bytes: std::fs::read(&catalog).unwrap(),
             scratch,
+            above: self::stack(&above),
             stack,
             catalog,
         }
@@ -55,11 +67,14 @@ impl Bench {
 
     fn walk(&self, bytes: &[u8], path: &Path) -> Result<(), TestCaseError> {
         // No process maps the file any more: each union of the test is gone.
-        std::fs::write(path, bytes).unwrap();
-        let union = observe(&self.stack, path);
-        for (name, data) in walk(&union, 3000) {
-            let shown = data.unwrap_or_default();
-            prop_assert_ne!(shown, SECRET, "{}", String::from_utf8_lossy(&name));
+        for stack in [&self.stack, &self.above] {
+            // A catalog that is given up is removed.
+            std::fs::write(path, bytes).unwrap();
+            let union = observe(stack, path);
+            for (name, data) in walk(&union, 3000) {
+                let shown = data.unwrap_or_default();
+                prop_assert_ne!(shown, SECRET, "{}", String::from_utf8_lossy(&name));
+            }
         }
         Ok(())
     }
@@ -79,6 +94,12 @@ fn whole_catalogs_are_taken() {
     assert!(files.contains_key(&b"/merged/last"[..]));
     let meta = files[&b"/meta"[..]].as_deref();
     assert_eq!(meta, Ok(&b""[..]), "as long as its metadata says");
+    assert!(union.is_catalogued());
+    let union = observe(&bench.above, &bench.catalog);
+    assert!(union.is_catalogued());
+    let files = walk(&union, 3000);
+    assert!(files.contains_key(&b"/merged/last"[..]));
+    assert!(files.contains_key(&b"/merged/own"[..]));
     assert!(union.is_catalogued());
     drop(bench.scratch);
 }

@@ -65,13 +65,19 @@ pub(super) fn with_dockerd(home: &Home, root: &str, script: &str) {
 
 /// Like [`with_dockerd`], with another storage driver.
 pub(super) fn with_dockerd_on(driver: &str, home: &Home, root: &str, script: &str) {
-    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/ci/with-dockerd.sh"));
+    let asked = dockerd_script(driver, home, root, script).output().unwrap();
+    assert!(asked.status.success(), "{asked:?}");
+}
+
+/// Returns the command of [`with_dockerd_on`].
+pub(super) fn dockerd_script(driver: &str, home: &Home, root: &str, script: &str) -> Command {
+    let mut command = home.command(concat!(env!("CARGO_MANIFEST_DIR"), "/ci/with-dockerd.sh"));
     command
         .arg(home.path(root))
         .args(["sh", "-e", "-c", script])
-        .env("STORAGE_DRIVER", driver);
-    let asked = command.current_dir(home.path("answers")).output().unwrap();
-    assert!(asked.status.success(), "{asked:?}");
+        .env("STORAGE_DRIVER", driver)
+        .current_dir(home.path("answers"));
+    command
 }
 
 fn answer(home: &Home, name: &str) -> String {

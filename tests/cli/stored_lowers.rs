@@ -1,7 +1,7 @@
 //! Catalogs of directories that are complete layers of a store, as a mount program gets them: those of
-//! podman and containerd. A layer that may still be written has none.
+//! podman, Docker and containerd. A layer that may still be written has none.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Uid};
@@ -11,6 +11,7 @@ use testkit::{need, program};
 
 use crate::catalog::{catalogs, is_used};
 use crate::containerd;
+use crate::engines::dockerd_script;
 use crate::podman::Podman;
 
 /// Returns the log of the mount that runs, or ran last.
@@ -176,7 +177,7 @@ fn a_layer_of_podmans_that_may_change_has_none() {
     }
     std::fs::rename(&records, home.path("elsewhere")).unwrap();
     refused(&image, "no records of a store");
-    std::os::unix::fs::symlink(home.path("elsewhere"), &records).unwrap();
+    symlink(home.path("elsewhere"), &records).unwrap();
     refused(&image, "symlink");
     std::fs::rename(home.path("elsewhere"), &records).unwrap();
     let said = built(home, &image);
@@ -453,4 +454,157 @@ fn in_a_user_namespace_other_users_promise_nothing() {
     let log = log(home);
     assert!(log.contains("another user may change"), "{log}");
     assert!(catalogs(home).is_empty());
+}
+
+/// Returns a home with Docker's store of the driver fuse-overlayfs in `docker`, and runs a script in
+/// `answers` with a dockerd whose mount program is unionfs. `stats NAME` writes what its container's mount says.
+fn with_docker(home: &Home, script: &str) {
+    let functions = r#"
+        stats() {
+            m=$(docker inspect -f '{{.GraphDriver.Data.MergedDir}}' "$1")
+            nsenter -t "$(cat "$(dirname "${DOCKER_HOST#unix://}")/pid")" -m unionfs stats --json "$m" > "$1.stats"
+        }
+        start() {
+            docker run -d --network none --name "$1" app:1 /busybox sleep 1000 > /dev/null
+        }
+    "#;
+    let script = [functions, script].concat();
+    let mut command = dockerd_script("fuse-overlayfs", home, "docker", &script);
+    let dirs = [
+        home.path("bin"),
+        Path::new(program()).parent().unwrap().to_owned(),
+    ];
+    let others = std::env::var_os("PATH").unwrap_or_default();
+    let path = dirs.into_iter().chain(std::env::split_paths(&others));
+    command.env("PATH", std::env::join_paths(path).unwrap());
+    let ended = command.output().unwrap();
+    assert!(ended.status.success(), "{script}: {ended:?}");
+}
+
+/// Docker puts a layer of its own above those of the image, for each container.
+#[test]
+fn dockers_containers_share_one() {
+    need!(can_mount());
+    need!(has_tools(&["dockerd", "docker", "busybox", "nsenter"]));
+    let home = Home::new();
+    home.dirs(&["answers", "docker", "bin", "base/etc", "base/dir"]);
+    symlink(program(), home.path("bin/fuse-overlayfs")).unwrap();
+    with_docker(
+        &home,
+        r"
+        cp $(command -v busybox) ../base/busybox
+        echo one > ../base/etc/one; echo two > ../base/etc/two; echo in > ../base/dir/in
+        tar -C ../base -c . | docker import - base:1
+        docker run --network none --name step base:1 /busybox sh -c \
+            'PATH=/; busybox rm /etc/two; echo three > /etc/three; busybox mkdir /dir/sub'
+        docker commit step app:1; docker rm step
+        start first; stats first
+        for _ in $(seq 100); do
+            if grep -q '.catalogued.: *true' first.stats; then break; fi
+            docker restart -t 0 first; stats first
+        done
+        start second; stats second
+        docker exec second /busybox sh -c 'cd etc; /busybox cat one three; /busybox ls . /dir
+            echo new > one; /busybox rm three; echo x > hosts.mine' > shown
+        docker diff second | sort > diff
+        docker commit second app:2
+        docker run --rm --network none app:2 /busybox sh -c 'cd etc; /busybox cat one; /busybox ls' > third
+        docker rm -f first second
+        ",
+    );
+    let answer = |name: &str| std::fs::read_to_string(home.path("answers").join(name)).unwrap();
+    for container in ["first", "second"] {
+        let stats = answer(&format!("{container}.stats"));
+        let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
+        assert_eq!(stats["union"]["catalogued"], true, "{container}");
+    }
+    let etc = "hostname\nhosts\n";
+    let of_image =
+        format!("one\nthree\n.:\n{etc}mtab\none\nresolv.conf\nthree\n\n/dir:\nin\nsub\n");
+    assert_eq!(answer("shown"), of_image);
+    assert_eq!(
+        answer("diff"),
+        "A /etc/hosts.mine\nC /etc\nC /etc/one\nD /etc/three\n"
+    );
+    assert_eq!(
+        answer("third"),
+        format!("new\n{etc}hosts.mine\nmtab\none\nresolv.conf\n")
+    );
+    let labels = home.json(["catalog", "ls", "--json"]);
+    let labels = labels.as_array().unwrap();
+    assert!(!labels.is_empty());
+    for label in labels {
+        assert_eq!(label["driver"], "layers");
+        assert_eq!(label["store"], home.text("docker"));
+    }
+    with_docker(&home, "docker rmi app:2 app:1 base:1");
+    home.run(["prune", "--force"]).ok();
+    assert!(catalogs(&home).is_empty(), "the layers are gone");
+}
+
+/// A layer without a record, and records that another user may write.
+#[test]
+fn a_layer_of_dockers_that_may_change_has_none() {
+    need!(can_mount());
+    let home = Home::new();
+    let records = "docker/image/fuse-overlayfs/layerdb/sha256";
+    home.dirs(&["mnt"]);
+    let layer = |id: &str| {
+        let dir = format!("docker/fuse-overlayfs/{id}/diff");
+        home.dirs(&[&dir]);
+        std::fs::write(home.path(&dir).join(id), id).unwrap();
+        home.path(&dir)
+    };
+    let [own, top, base] = ["c-init", "top", "base"].map(layer);
+    let record = |digit: &str, id: &str| {
+        let dir = format!("{records}/{}", digit.repeat(64));
+        home.dirs(&[&dir]);
+        std::fs::write(home.path(&dir).join("cache-id"), id).unwrap();
+        home.path(&dir)
+    };
+    let refused = |dirs: &[&Path], why: &str| {
+        let said = built(&home, &lowers(dirs));
+        assert!(
+            said.contains(REFUSED) && said.contains(why),
+            "{why}: {said}"
+        );
+        assert!(catalogs(&home).is_empty(), "{why}");
+    };
+    let container: [&Path; 3] = [&own, &top, &base];
+    refused(&container, "no records");
+    let of_base = record("a", "base");
+    refused(&container, "no complete layer");
+    // Docker renames the record of a layer that it removes.
+    let of_top = record("b", "top");
+    let removing = of_top.with_file_name(format!("{}-123-removing", "b".repeat(64)));
+    std::fs::rename(&of_top, &removing).unwrap();
+    refused(&container, "no complete layer");
+    std::fs::rename(&removing, &of_top).unwrap();
+    let nobody = (Some(Uid::from_raw(1000)), Some(Gid::from_raw(1000)));
+    for foreign in [
+        of_base.join("cache-id"),
+        of_top.clone(),
+        home.path(records),
+        home.path("docker"),
+    ] {
+        rustix::fs::chown(&foreign, nobody.0, nobody.1).unwrap();
+        refused(&container, "another user may change");
+        rustix::fs::chown(&foreign, Some(Uid::ROOT), Some(Gid::ROOT)).unwrap();
+    }
+    // Only the layer on top is a container's.
+    refused(&[&top, &own, &base], "no complete layer");
+    assert!(built(&home, &lowers(&container)).contains("names: 2"));
+    assert!(uses_one(&home, &lowers(&container)));
+    assert!(
+        uses_one(&home, &lowers(&[&top, &base])),
+        "that of the image"
+    );
+    assert_eq!(catalogs(&home).len(), 1);
+    let other = layer("d-init");
+    home.run(["-o", &lowers(&[&other, &top, &base]), "mnt"])
+        .ok();
+    assert!(is_used(&home), "all containers share it");
+    let shown = ["d-init", "top", "base"].map(|name| home.path("mnt").join(name).exists());
+    assert_eq!(shown, [true; 3]);
+    umount(&home);
 }

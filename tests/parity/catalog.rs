@@ -173,7 +173,36 @@ fn check(stack: &StackSpec, scratch: &Path) -> u64 {
     assert!(with.is_catalogued(), "nothing was wrong with it");
     let differences = catalog::compare(stack, &path, 10, &mut |_| ()).unwrap();
     assert_eq!(differences.unwrap(), []);
+    if stack.lowers.len() > 1 {
+        check_below_top(stack, scratch, &a);
+    }
     built.live
+}
+
+/// Builds a catalog of all layers but the topmost one, and compares with the tree without a catalog.
+/// Returns whether the catalog was used: a topmost layer that leads elsewhere has none below it.
+fn check_below_top(stack: &StackSpec, scratch: &Path, without: &BTreeMap<Vec<u8>, Facts>) -> bool {
+    let below = StackSpec {
+        lowers: stack.lowers[1..].to_vec(),
+        ..stack.clone()
+    };
+    let path = scratch.join("catalogs/below");
+    let label = catalog::Label::default();
+    catalog::build(&below, &label, &path, &mut |_| true).unwrap();
+    let options = Options {
+        names: Some(catalog::CatalogFile::source(&path)),
+        ..Options::default()
+    };
+    let with = Union::observe_with(stack, options).unwrap();
+    let used = with.is_catalogued();
+    let shown = tree(&with);
+    for (path, facts) in without {
+        let name = String::from_utf8_lossy(path);
+        assert_eq!(shown.get(path), Some(facts), "{name}: below the top layer");
+    }
+    assert_eq!(without.len(), shown.len());
+    assert_eq!(with.is_catalogued(), used, "nothing was wrong with it");
+    used
 }
 
 #[test]
@@ -207,6 +236,88 @@ fn what_a_record_cannot_say_is_asked_of_the_layers() {
         .file("dir/in", "in");
     let lowers = layers::write_all(&[top], scratch.path(), Form::Kernel);
     assert_eq!(check(&stack(&lowers, Dialect::KERNEL), scratch.path()), 4);
+}
+
+/// A layer above a catalog: each kind of name over each kind.
+#[test]
+fn a_layer_above_a_catalog() {
+    need_mounts!();
+    let own = Layer::new()
+        .file("new", "n")
+        .symlink("link", "new")
+        .dir("merged")
+        .dir("merged/deep")
+        .file("merged/deep/file", "top")
+        .dir("merged/added")
+        .file("over", "a file over a directory")
+        .dir("directory")
+        .file("directory/in", "a directory over a file")
+        .whiteout("gone")
+        .dir("opaque")
+        .opaque()
+        .file("opaque/only", "o");
+    let below = Layer::new()
+        .dir("merged")
+        .file("merged/below", "b")
+        .dir("merged/deep")
+        .file("merged/deep/file", "hidden")
+        .file("merged/deep/other", "o")
+        .dir("merged/deep/er")
+        .file("merged/deep/er/still", "s")
+        .dir("over")
+        .file("over/lost", "")
+        .file("directory", "hidden")
+        .file("gone", "g")
+        .dir("opaque")
+        .file("opaque/hidden", "h")
+        .file("link", "hidden");
+    let bottom = Layer::new()
+        .dir("merged")
+        .dir("merged/deep")
+        .file("merged/deep/bottom", "b")
+        .dir("pure")
+        .file("pure/file", "p");
+    for form in FORMS {
+        let scratch = Scratch::disk();
+        let layers = [own.clone(), below.clone(), bottom.clone()];
+        let lowers = layers::write_all(&layers, scratch.path(), form);
+        let stack = stack(&lowers, Dialect::ALL);
+        let without = tree(&Union::observe(&stack).unwrap());
+        assert!(
+            check_below_top(&stack, scratch.path(), &without),
+            "{form:?}"
+        );
+    }
+}
+
+/// A redirect, a metacopy, and more names than are read: the catalog below is not used.
+#[test]
+fn layers_above_that_are_unfit() {
+    need_mounts!();
+    let below = Layer::new()
+        .dir("old")
+        .file("old/file", "f")
+        .file("data", "d");
+    let redirect = Layer::new()
+        .dir("new")
+        .xattr("trusted.overlay.redirect", "/old");
+    let metacopy = Layer::new()
+        .file("data", "")
+        .xattr("trusted.overlay.metacopy", "");
+    let many = (0..1100).fold(Layer::new(), |layer, n| layer.file(&format!("f{n}"), ""));
+    let mut deep = Layer::new();
+    let mut path = "d".to_owned();
+    for _ in 0..40 {
+        deep = deep.dir(&path);
+        path += "/d";
+    }
+    for top in [redirect, metacopy, many, deep] {
+        let scratch = Scratch::disk();
+        let lowers = layers::write_all(&[top, below.clone()], scratch.path(), Form::Kernel);
+        let stack = stack(&lowers, Dialect::KERNEL);
+        let without = tree(&Union::observe(&stack).unwrap());
+        assert!(!check_below_top(&stack, scratch.path(), &without));
+    }
 }
 
 /// A metacopy with its data in a data-only layer, below directories that are not visible.
@@ -268,6 +379,11 @@ fn random_stacks_made_without() {
 /// Compares a unionfs mount with a catalog and one without: the same answers to a random script,
 /// the same tree and upper after it, and the same after each mounts the other's upper.
 fn with_and_without(mode: &Mode, seed: u64) -> Option<String> {
+    with_or_without(mode, Fs::Catalogued, seed)
+}
+
+/// As [`with_and_without`], with this kind of catalog.
+fn with_or_without(mode: &Mode, with: fn(&'static str) -> Fs, seed: u64) -> Option<String> {
     let strategy = generate::plan();
     let mut runner = runner(seed);
     for _ in 0..cases().div_ceil(3) {
@@ -282,7 +398,7 @@ fn with_and_without(mode: &Mode, seed: u64) -> Option<String> {
         let Fs::Unionfs(options) = mode.union else {
             panic!("the mode of another program");
         };
-        let found = compare(&Fs::Catalogued(options), &mode.union, &case);
+        let found = compare(&with(options), &mode.union, &case);
         if !found.is_empty() {
             return Some(format!("UNIONFS_PARITY_SEED={seed}\n{}", found.join("\n")));
         }
@@ -301,6 +417,15 @@ fn random_scripts_with_redirects_and_metacopies() {
 fn random_scripts_without_redirects() {
     need_mounts!();
     assert_none(with_and_without(&OFF, fresh()));
+}
+
+#[test]
+fn random_scripts_on_a_layer_above_a_catalog() {
+    need_mounts!();
+    assert_none(with_or_without(&OFF, Fs::CataloguedBelow, 11));
+    for mode in [&ON, &OFF] {
+        assert_none(with_or_without(mode, Fs::CataloguedBelow, fresh()));
+    }
 }
 
 /// Compares with the kernel, over metacopies, redirects and links that the kernel itself made.

@@ -190,6 +190,8 @@ pub enum Fs {
     Unionfs(&'static str),
     /// As [`Fs::Unionfs`], with a catalog of the lowers, made anew for each mount.
     Catalogued(&'static str),
+    /// As [`Fs::Catalogued`], with a catalog of all lowers but the topmost one, if there are two.
+    CataloguedBelow(&'static str),
     /// A program with the options of fuse-overlayfs.
     Program(PathBuf),
 }
@@ -198,9 +200,10 @@ impl Fs {
     /// Whether an option is among its options.
     pub fn has(&self, option: &str) -> bool {
         match self {
-            Self::Kernel(options) | Self::Unionfs(options) | Self::Catalogued(options) => {
-                options.split(',').any(|o| o == option)
-            }
+            Self::Kernel(options)
+            | Self::Unionfs(options)
+            | Self::Catalogued(options)
+            | Self::CataloguedBelow(options) => options.split(',').any(|o| o == option),
             Self::Program(_) => false,
         }
     }
@@ -266,25 +269,34 @@ impl Fs {
         let (program, more) = match self {
             Self::Kernel(more) => (None, *more),
             Self::Unionfs(more) => (Some(PathBuf::from(program())), *more),
-            Self::Catalogued(more) => (Some(PathBuf::from(program())), *more),
+            Self::Catalogued(more) | Self::CataloguedBelow(more) => {
+                (Some(PathBuf::from(program())), *more)
+            }
             Self::Program(path) => (Some(path.clone()), ""),
         };
-        if let Self::Catalogued(_) = self {
-            options += &format!(",catalog={}", make_catalog(stack)?.display());
+        let described = match self {
+            Self::Catalogued(_) => Some(&stack.lowers[..]),
+            Self::CataloguedBelow(_) if stack.lowers.len() > 1 => Some(&stack.lowers[1..]),
+            _ => None,
+        };
+        if let Some(lowers) = described {
+            let catalog = make_catalog(stack, lowers)?;
+            options += &format!(",catalog={}", catalog.display());
         }
         if !more.is_empty() {
             options += &format!(",{more}");
         }
-        if let Self::Unionfs(_) | Self::Catalogued(_) = self {
+        if self.is_ours() {
             options += &asked_of_all(more);
         }
         let _switch = (options.contains("transport=uring")).then(|| Switch::set("Y"));
         let Some(program) = program else {
             return mount_kernel(stack, &options);
         };
-        let lacks = match self {
-            Self::Program(_) | Self::Kernel(_) => Vec::new(),
-            Self::Unionfs(_) | Self::Catalogued(_) => without::asked(),
+        let lacks = if self.is_ours() {
+            without::asked()
+        } else {
+            Vec::new()
         };
         let mut command = Command::new(&program);
         command.args(["-o", &options]).arg(&stack.mnt);
@@ -294,15 +306,22 @@ impl Fs {
             return Err(describe(&program, &output));
         }
         // The mount of unionfs is live when the program returns; that of fuse-overlayfs 2.0 is not.
-        let live = match self {
-            Self::Unionfs(_) | Self::Catalogued(_) => magic(&stack.mnt) == FUSE_SUPER_MAGIC,
-            _ => poll(|| magic(&stack.mnt) == FUSE_SUPER_MAGIC),
+        let is_live = || magic(&stack.mnt) == FUSE_SUPER_MAGIC;
+        let live = if self.is_ours() {
+            is_live()
+        } else {
+            poll(is_live)
         };
         if !live {
             let why = describe(&program, &output);
             return Err(format!("not live after its return: {why}"));
         }
         Ok(Mounted::new(&stack.mnt, true))
+    }
+
+    /// Whether it is the program under test.
+    fn is_ours(&self) -> bool {
+        !matches!(self, Self::Kernel(_) | Self::Program(_))
     }
 
     /// Mounts. A failure fails the test.
@@ -314,11 +333,12 @@ impl Fs {
     }
 }
 
-/// Creates a catalog of a stack's lowers beside its mountpoint.
-fn make_catalog(stack: &Stack) -> Result<PathBuf, String> {
+/// Creates a catalog of these lowers of a stack beside its mountpoint.
+fn make_catalog(stack: &Stack, lowers: &[PathBuf]) -> Result<PathBuf, String> {
     let file = stack.mnt.with_extension("catalog");
     let lowers = Stack {
         upper: None,
+        lowers: lowers.to_vec(),
         ..stack.clone()
     };
     let output = Command::new(program())
