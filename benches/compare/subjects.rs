@@ -107,7 +107,9 @@ impl Subject {
                 "`unionfs`, started by `{}`: its threads do not give way",
                 self.before.join(" ")
             ),
-            How::Overlay(Fs::Unionfs(options) | Fs::Catalogued(options)) => format!(
+            How::Overlay(
+                Fs::Unionfs(options) | Fs::Catalogued(options) | Fs::CataloguedBelow(options),
+            ) => format!(
                 "`unionfs` by root on the directories of the layers, without a catalog: {}",
                 more(options)
             ),
@@ -156,9 +158,9 @@ impl Subject {
         let command = match &self.how {
             How::Native => return None,
             How::Overlay(Fs::Program(program)) => directories_command(program, "", stack),
-            How::Overlay(Fs::Unionfs(options) | Fs::Catalogued(options)) => {
-                directories_command(Path::new(program()), options, stack)
-            }
+            How::Overlay(
+                Fs::Unionfs(options) | Fs::Catalogued(options) | Fs::CataloguedBelow(options),
+            ) => directories_command(Path::new(program()), options, stack),
             How::Overlay(Fs::Kernel(options)) => kernel_command(options, stack),
             How::Image(options) => image_command(options, layers, image, stack),
         };

@@ -304,7 +304,7 @@ fn layers_above_that_are_unfit() {
     let metacopy = Layer::new()
         .file("data", "")
         .xattr("trusted.overlay.metacopy", "");
-    let many = (0..1100).fold(Layer::new(), |layer, n| layer.file(&format!("f{n}"), ""));
+    let many = (0..1100).fold(Layer::new(), |layer, n| layer.file(format!("f{n}"), ""));
     let mut deep = Layer::new();
     let mut path = "d".to_owned();
     for _ in 0..40 {

@@ -86,6 +86,14 @@ fn missed(report: &Report) -> String {
             row.name
         );
     }
+    if let Some([measured, least]) = report.means_with_messages() {
+        let _ = writeln!(
+            out,
+            "\nThe mean of the {} rows whose messages were counted is {:.2}. With \"kernel and messages\" in each row, \
+             or the\nmeasured ratio where that is smaller, it would be {:.2}.",
+            measured.rows, measured.ratio, least.ratio
+        );
+    }
     out
 }
 

@@ -310,6 +310,16 @@ impl Report {
         Some(1.0 + row.messages? as f64 * message / row.median(KERNEL)?)
     }
 
+    /// Returns the means of the rows whose messages were counted: of the column [`DEFAULT`], and of
+    /// [`Self::with_messages`], or of the column where that is faster.
+    pub(crate) fn means_with_messages(&self) -> Option<[Mean; 2]> {
+        let both = |row: &Row| Some((row.ratio(DEFAULT)?, self.with_messages(row)?));
+        let rows: Vec<_> = self.counted().filter_map(both).collect();
+        let measured = rows.iter().map(|(ratio, _)| *ratio);
+        let least = rows.iter().map(|(ratio, least)| least.min(*ratio));
+        Some([mean(measured)?, mean(least)?])
+    }
+
     /// Returns what is known of the machine, or "unknown".
     pub(crate) fn fact(&self, name: &str) -> &str {
         self.machine.get(name).map_or("unknown", String::as_str)
