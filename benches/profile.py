@@ -178,6 +178,11 @@ BEGIN, END = "<!-- table of `just profile --publish` -->", "<!-- end of the tabl
 SHARES = ["program", "FUSE", "layers", "server", "waiting"]
 
 
+# System calls of the server that are no work on the layers.
+OWN_CALLS = tuple("__x64_sys_" + call for call in (
+    "futex", "sched_", "mmap", "munmap", "mprotect", "madvise", "clock_", "poll", "epoll_", "rt_sig"))
+
+
 def run_ns(pid):
     """Processor time of a process's threads so far, in ns."""
     total = 0
@@ -239,9 +244,7 @@ def share(is_server, frames):
     if not is_server:
         return "program"
     calls = [frame for frame in frames if frame.startswith("__x64_sys_")]
-    own = ("__x64_sys_futex", "__x64_sys_sched", "__x64_sys_m", "__x64_sys_clock", "__x64_sys_poll",
-           "__x64_sys_epoll")
-    return "layers" if any(not call.startswith(own) for call in calls) else "server"
+    return "layers" if any(not call.startswith(OWN_CALLS) for call in calls) else "server"
 
 
 def fold(script, *options):

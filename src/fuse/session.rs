@@ -5,7 +5,7 @@
 //! copy-ups and fsyncs are finished, the runtime files are removed and the union is dropped.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -162,6 +162,8 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
             &core.union,
         )?);
     }
+    // All forks are done, and no thread has been started yet.
+    reserve_descriptors(&fd);
     if !config.register {
         record = None;
     }
@@ -592,6 +594,20 @@ pub fn wait_ready(mountpoint: &Path) -> Result<()> {
         path: mountpoint.to_owned(),
         source,
     })
+}
+
+/// The number of descriptors for which the table of the process has room from the start.
+const ROOM: i32 = 1024;
+
+/// Makes room for descriptors. The kernel makes the table larger when a descriptor does not fit, with
+/// 64, 128, 256 and so on. In a process with several threads, the thread that needs the room then waits
+/// until no CPU uses the old table (`expand_fdtable` in fs/file.c, synchronize_rcu): 10 to 20 ms, in
+/// which a caller waits for its answer. The table never gets smaller.
+fn reserve_descriptors(any: impl AsFd) {
+    let limit = rustix::process::getrlimit(Resource::Nofile).current;
+    let limit = limit.map_or(ROOM, |limit| limit.min(ROOM as u64) as i32);
+    // This fails only if another process has used up all descriptors. Then none is needed here.
+    let _ = rustix::io::fcntl_dupfd_cloexec(any, limit - 1);
 }
 
 /// The limit is not raised beyond this: some programs close that many descriptors one by one at

@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, mkdirat, openat, statat, st
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use testkit::fixture::Fixture;
+use testkit::layers::Layer;
 use testkit::mount::{Fs, Scratch, Stack, chmod, poll};
 use testkit::need::{Needed, has_uring};
 use testkit::without::{self, Lack};
@@ -494,4 +495,24 @@ fn links_are_counted_beyond_the_budget() {
         assert_eq!(f.at(format!("root/a{n}")).metadata().unwrap().nlink(), 1);
         assert_eq!(f.at(format!("root/upa{n}")).metadata().unwrap().nlink(), 1);
     }
+}
+
+/// Returns the number of descriptors for which the table of the server has room.
+fn room(f: &Fixture) -> u64 {
+    let server = f.mounted().servers()[0];
+    let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+/// The thread that needs a larger table waits 10 to 20 ms for it, and its caller with it.
+#[test]
+fn the_table_of_descriptors_is_large_from_the_start() {
+    need_mounts!();
+    let dirs = (0..300).fold(Layer::new(), |layer, n| layer.dir(format!("d{n}")));
+    let f = Fixture::new(&[dirs]);
+    let before = room(&f);
+    assert!(before >= 1024, "{before}");
+    assert_eq!(f.tree().len(), 300);
+    assert_eq!(room(&f), before);
 }
