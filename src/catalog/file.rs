@@ -5,17 +5,18 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
+use super::build;
 use super::format::{self, LayerRecord};
 use super::view::{Damaged, Refusal, View};
-use crate::layer;
 use crate::layer::at::{At, Stat};
 use crate::layer::held_name::HeldName;
+use crate::layer::{self, StackSpec};
 use crate::lowers::Layers;
 use crate::sys::map::ReadOnly;
 use crate::sys::walk::{self, Trust};
@@ -108,6 +109,12 @@ pub fn check_layers<B: AsRef<[u8]>>(view: &View<B>, layers: &Layers) -> Result<(
         0 => Ok(()),
         _ => Err(Unusable::OtherLayers(0)),
     }
+}
+
+/// Whether the catalog in `path` describes the lowers of a stack.
+pub fn describes(path: &Path, stack: &StackSpec) -> bool {
+    let fits = |layers: Arc<Layers>| check_layers(&open(path).ok()?, &layers).ok();
+    build::open_layers(stack).ok().and_then(fits).is_some()
 }
 
 /// As [`check_layers`], for a catalog that may also describe all layers but the topmost one. Returns the

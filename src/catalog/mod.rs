@@ -43,7 +43,7 @@ use std::path::PathBuf;
 pub use build::{Built, Label, build, build_confined};
 pub(crate) use compare::XATTR_FLAGS;
 pub use compare::{Difference, compare};
-pub use file::{Unusable, check_layers, open};
+pub use file::{Unusable, check_layers, describes, open};
 pub use mounted::{CatalogFile, Mounted};
 
 /// The reason why no catalog was built.

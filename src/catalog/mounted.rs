@@ -264,12 +264,12 @@ impl MountedCatalog {
     /// Returns the root of the layer that a record belongs to.
     fn layer_of(&self, record: &Record) -> Result<&Arc<LowerDir>> {
         let (layer, _) = self.view.place(record)?;
-        self.layers.get(self.position(layer)).ok_or(Damaged)
+        self.layers.get(self.position(layer)?).ok_or(Damaged)
     }
 
     /// Returns the position in the stack of a layer of the catalog.
-    fn position(&self, layer: u32) -> usize {
-        self.above + layer as usize
+    fn position(&self, layer: u32) -> Result<usize> {
+        self.above.checked_add(layer as usize).ok_or(Damaged)
     }
 
     /// Returns the directory of a layer that a record describes.
@@ -296,7 +296,7 @@ impl MountedCatalog {
 
     fn enter(&self, at: u32, record: &Record, parent: &Arc<LowerDir>) -> Result<Arc<LowerDir>> {
         let (layer, kind) = self.view.place(record)?;
-        if self.position(layer) != parent.index || kind != Some(FileKind::Directory) {
+        if self.position(layer)? != parent.index || kind != Some(FileKind::Directory) {
             return Err(Damaged);
         }
         let stat = self.view.stat(record, parent.layer.stat.dev)?;

@@ -162,7 +162,7 @@ fn mount_in(union: Union, config: &MountConfig, sandbox: Option<Sandboxed<'_>>) 
             &core.union,
         )?);
     }
-    // All forks are done, and no thread has been started yet.
+    // All forks are done, and this has started no thread yet.
     reserve_descriptors(&fd);
     if !config.register {
         record = None;
@@ -606,7 +606,7 @@ const ROOM: i32 = 1024;
 fn reserve_descriptors(any: impl AsFd) {
     let limit = rustix::process::getrlimit(Resource::Nofile).current;
     let limit = limit.map_or(ROOM, |limit| limit.min(ROOM as u64) as i32);
-    // This fails only if another process has used up all descriptors. Then none is needed here.
+    // This fails if there is no descriptor left, or no memory. The table then grows when it must.
     let _ = rustix::io::fcntl_dupfd_cloexec(any, limit - 1);
 }
 

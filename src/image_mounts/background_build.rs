@@ -62,7 +62,11 @@ impl Drop for BackgroundBuild {
 
 fn build(catalog: &MountCatalog, stack: &StackSpec, label: &Label, mode: Mode, socket: OwnedFd) {
     crate::sys::schedule::idle_thread();
-    // They are opened before and read after this process has confined itself.
+    // It is not used if the layer above is unfit.
+    if !catalog.is_outdated() && catalog::describes(catalog.path(), stack) {
+        return tracing::info!("the catalog fits, but is not used");
+    }
+    // They are opened before and, but for Docker's, read after this process has confined itself.
     let records = match catalog.records(stack) {
         Ok(records) => records,
         Err(why) => return tracing::info!("no catalog is built of the layers: {why}"),

@@ -441,14 +441,31 @@ impl LowerDir {
     /// # Errors
     /// Those of open(2), getdents64(2) and [`Self::fd`].
     pub fn read(&self, fds: &FdCache, mut each: impl FnMut(RawEntry<'_>)) -> Result<(), Errno> {
+        self.read_while(fds, |entry| {
+            each(entry);
+            true
+        })
+    }
+
+    /// As [`Self::read`], until `each` returns false.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_while(
+        &self,
+        fds: &FdCache,
+        mut each: impl FnMut(RawEntry<'_>) -> bool,
+    ) -> Result<(), Errno> {
         let mut has_wh = false;
         let records = self.layer.dialect.records;
-        read_dir(&*self.fd(fds)?, |mut entry| {
+        let read = read_dir_while(&*self.fd(fds)?, |mut entry| {
             entry.forget_recorded_kind(records);
             has_wh |= entry.name.starts_with(WH_PREFIX);
-            each(entry);
+            each(entry)
         })?;
-        self.has_wh.get_or_init(|| has_wh);
+        if read == Read::All {
+            self.has_wh.get_or_init(|| has_wh);
+        }
         Ok(())
     }
 }
@@ -489,6 +506,25 @@ pub fn read_names(dir: &OwnedFd, names: &mut Vec<Box<[u8]>>) -> Result<(), Errno
 /// # Errors
 /// Those of open(2) and getdents64(2).
 pub fn read_dir(dir: &OwnedFd, mut each: impl FnMut(RawEntry<'_>)) -> Result<(), Errno> {
+    let all = read_dir_while(dir, |entry| {
+        each(entry);
+        true
+    });
+    all.map(drop)
+}
+
+/// How much of a directory was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    All,
+    Part,
+}
+
+/// As [`read_dir`], until `each` returns false.
+fn read_dir_while(
+    dir: &OwnedFd,
+    mut each: impl FnMut(RawEntry<'_>) -> bool,
+) -> Result<Read, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = |flags| with_spare(|| rustix::fs::openat(dir, c".", flags, Mode::empty()));
     let fd = match open(flags | OFlags::NOATIME) {
@@ -502,12 +538,11 @@ pub fn read_dir(dir: &OwnedFd, mut each: impl FnMut(RawEntry<'_>)) -> Result<(),
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
             let kind = FileKind::from_mode(entry.file_type().as_raw_mode());
-            each(RawEntry {
-                name,
-                kind,
-                ino: entry.ino(),
-            });
+            let ino = entry.ino();
+            if !each(RawEntry { name, kind, ino }) {
+                return Ok(Read::Part);
+            }
         }
     }
-    Ok(())
+    Ok(Read::All)
 }

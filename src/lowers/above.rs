@@ -69,7 +69,8 @@ struct DirAbove {
 /// The meaning of a name in a directory of the top layer.
 enum Name {
     Whiteout,
-    File { stat: Stat, is_bare: bool },
+    /// A file. It is looked up in the layer each time, so that its attributes are those of the moment.
+    File,
     Dir(Arc<DirAbove>),
 }
 
@@ -117,17 +118,19 @@ impl DirAbove {
                 Single::File { markers, .. } if markers.leads_elsewhere() => {
                     return Err(Unfit::LeadsElsewhere);
                 }
-                Single::File { stat, markers } => Name::File {
-                    stat,
-                    is_bare: markers.is_bare,
-                },
+                Single::File { .. } => Name::File,
                 Single::Dir {
                     redirect: Some(_), ..
                 } => return Err(Unfit::LeadsElsewhere),
                 Single::Dir { dir, opaque, .. } => {
-                    let below = match below.lookup(&name, None, 0)? {
-                        LowerLookup::Dirs(below) if !opaque => below,
-                        _ => LowerDirs::default(),
+                    let below = if opaque {
+                        LowerLookup::Absent
+                    } else {
+                        below.lookup(&name, None, 0)?
+                    };
+                    let below = match below {
+                        LowerLookup::Dirs(below) => below,
+                        LowerLookup::Absent | LowerLookup::File(_) => LowerDirs::default(),
                     };
                     Name::Dir(Self::read(shared, dir, below, left, levels)?)
                 }
@@ -141,17 +144,6 @@ impl DirAbove {
             below,
             all: OnceLock::new(),
         }))
-    }
-
-    fn file(&self, name: &[u8], stat: Stat, is_bare: bool) -> LowerFile {
-        LowerFile {
-            dir: Arc::clone(&self.top),
-            name: name.into(),
-            stat,
-            data: None,
-            id: None,
-            is_bare,
-        }
     }
 }
 
@@ -179,17 +171,17 @@ impl MergedDir for DirAbove {
         redirect: Option<&[u8]>,
         skip: usize,
     ) -> Result<LowerLookup, Errno> {
-        // An absolute redirect is resolved in the layers' own directories, not in the merged ones.
-        if redirect.is_some_and(|to| to.starts_with(b"/")) {
+        let Shared { layers, below } = &*self.shared;
+        // An absolute redirect is resolved in the layers' own directories, not in the merged ones. What
+        // the lowers below have said may be wrong if they do not know their names any more.
+        if !below.is_indexed() || redirect.is_some_and(|to| to.starts_with(b"/")) {
             let dirs = self.all()?.get(skip..).unwrap_or_default();
-            return self.shared.layers.lookup(dirs, name, redirect);
+            return layers.lookup(dirs, name, redirect);
         }
         let target = redirect.unwrap_or(name);
         match self.names.get(target) {
             Some(Name::Whiteout) => Ok(LowerLookup::Absent),
-            Some(&Name::File { stat, is_bare }) => {
-                Ok(LowerLookup::File(self.file(target, stat, is_bare)))
-            }
+            Some(Name::File) => layers.lookup(std::slice::from_ref(&self.top), target, None),
             Some(Name::Dir(dir)) => Ok(LowerLookup::Dirs(Arc::clone(dir).into())),
             None => self.below.lookup(name, redirect, skip.saturating_sub(1)),
         }

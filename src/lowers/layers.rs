@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 use super::gather::{FoundIn, Gather, LayerEntry};
 use super::listed_name::Names;
 use super::{DataPlace, LowerDirs, LowerFile, LowerLookup, Lowers, MergedDir};
-use crate::layer::at::{At, Stat};
+use crate::layer::at::{At, Stat, is_valid_name};
 use crate::layer::fds::FdCache;
 use crate::layer::file_system::FileSystems;
 use crate::layer::lower::{Layer, LowerDir, Single};
@@ -369,7 +369,7 @@ impl Layers {
     }
 
     /// Returns the names that one directory of a layer has or hides, and takes their number off
-    /// `left`; `None` if there are more.
+    /// `left`; `None` if there are more. Then the rest of the directory is not read.
     ///
     /// # Errors
     /// Those of the layer's file system.
@@ -380,11 +380,14 @@ impl Layers {
     ) -> Result<Option<BTreeSet<Box<[u8]>>>> {
         let wh_names = dir.takes_wh_names();
         let mut names = BTreeSet::new();
-        dir.read(&self.fds, |raw| {
+        dir.read_while(&self.fds, |raw| {
             let hidden = wh_names.then(|| raw.name.strip_prefix(WH_PREFIX)).flatten();
-            if names.len() <= *left {
-                names.insert(hidden.unwrap_or(raw.name).into());
+            let name = hidden.unwrap_or(raw.name);
+            // `.wh..` hides nothing: no file is named `.`.
+            if is_valid_name(name) {
+                names.insert(name.into());
             }
+            names.len() <= *left
         })?;
         Ok(left.checked_sub(names.len()).map(|rest| {
             *left = rest;

@@ -14,7 +14,8 @@
 //! A path only says which records are read. Whoever may write to the records could promise what is
 //! not so; therefore they must belong to root or to this user. Their content is hostile data: a
 //! process opens the files ([`LayerPaths::open`]), confines itself, and reads them then
-//! ([`LayerRecords::promise`]).
+//! ([`LayerRecords::promise`]). Docker's, each of them a word in a file of its own, are read when they are
+//! opened.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -118,6 +119,7 @@ impl LayerPaths {
     /// [`Error::NotComplete`] if a path leads to another directory now, or another user could have
     /// written the records; those of opening files.
     pub fn open<'d>(&self, dirs: impl IntoIterator<Item = BorrowedFd<'d>>) -> Result<LayerRecords> {
+        let wanted = self.0.iter().map(|layer| layer.id.as_str()).collect();
         let mut records: Vec<(Records, Vec<LayerPath>)> = Vec::new();
         for (layer, dir) in self.0.iter().zip(dirs) {
             let same = |of: &&mut (Records, Vec<LayerPath>)| {
@@ -127,7 +129,7 @@ impl LayerPaths {
             let of = match records.iter_mut().find(same) {
                 Some(of) => of,
                 None => {
-                    records.push((Records::open(layer)?, Vec::new()));
+                    records.push((Records::open(layer, &wanted)?, Vec::new()));
                     records
                         .last_mut()
                         .ok_or_else(|| layer.not_complete(NO_RECORDS))?
@@ -147,7 +149,7 @@ const NO_RECORDS: &str = "has no records of a store";
 pub struct LayerRecords(Vec<(Records, Vec<LayerPath>)>);
 
 impl LayerRecords {
-    /// Reads the records. Nothing writes to the layers any more if this returns no error.
+    /// Reads the records that are not read yet. Nothing writes to the layers any more if this returns no error.
     ///
     /// # Errors
     /// [`Error::NotComplete`] for a layer that is not complete, or that belongs to a container;
@@ -182,7 +184,8 @@ enum Files {
 }
 
 impl Records {
-    fn open(layer: &LayerPath) -> Result<Self> {
+    /// Opens the records of the store that has `layer`; `wanted` are the IDs of all layers.
+    fn open(layer: &LayerPath, wanted: &HashSet<&str>) -> Result<Self> {
         let foreign = || layer.not_complete("has records that another user may change");
         let root = ConfinedDir::open(&layer.root)?;
         let missing = || layer.not_complete(NO_RECORDS);
@@ -204,14 +207,11 @@ impl Records {
                 }
                 Files::Containerd(file)
             }
-            Kind::Docker => {
-                let records = CommittedLayers::read(&root, FUSE_OVERLAYFS)?;
-                let records = records.ok_or_else(missing)?;
-                if !records.are_ours {
-                    return Err(foreign());
-                }
-                Files::Docker(records.cache_ids)
-            }
+            Kind::Docker => match CommittedLayers::read(&root, FUSE_OVERLAYFS, wanted)? {
+                CommittedLayers::None => return Err(missing()),
+                CommittedLayers::Foreign => return Err(foreign()),
+                CommittedLayers::Ours(ids) => Files::Docker(ids),
+            },
         };
         Ok(Self { root, files })
     }

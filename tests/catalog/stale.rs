@@ -146,6 +146,38 @@ fn directories_known_already_are_read_again() {
     assert!(find(&union, "d/top").is_some());
 }
 
+/// The same with a layer above those of the catalog, which has the directory too.
+#[test]
+fn directories_below_another_layer_are_read_again() {
+    need_mounts!();
+    let mut world = World::new();
+    let own = world.scratch.dir("own");
+    Layer::new()
+        .dir("d")
+        .dir("d/was")
+        .file("d/was/own", "own")
+        .write(&own);
+    std::fs::create_dir(world.lowers[1].join("d/was")).unwrap();
+    std::fs::write(world.lowers[1].join("d/was/new"), "new").unwrap();
+    std::fs::write(world.lowers[1].join("d/f"), "other").unwrap();
+    world
+        .stack
+        .lowers
+        .insert(0, LayerSpec::open(&own, Dialect::ALL).unwrap());
+    let before = observe(&world.stack, &world.catalog);
+    assert!(before.is_catalogued());
+    let new = find(&before, "d/was/new");
+    assert_eq!(new, None, "the catalog does not have it");
+    assert!(find(&before, "d/was/own").is_some());
+    // Another one, since a directory stays as it is as long as it is known.
+    let union = observe(&world.stack, &world.catalog);
+    let (ino, size) = find(&union, "d/f").unwrap();
+    assert_eq!(read(&union, ino, size), Err(libc::ESTALE));
+    for path in ["d/was/new", "d/was/own", "d/top"] {
+        assert!(find(&union, path).is_some(), "{path}");
+    }
+}
+
 #[test]
 fn changed_and_replaced_roots_are_noticed_at_once() {
     need_mounts!();

@@ -34,7 +34,8 @@ fn built(home: &Home, options: &str) -> String {
     assert!(mounted.status.success(), "{options}: {mounted:?}");
     let said = || {
         let log = log(home);
-        let ended = |line: &&str| line.contains(REFUSED) || line.contains(" built built=");
+        let ends = [REFUSED, " built built=", "the catalog fits"];
+        let ended = |line: &&str| ends.iter().any(|end| line.contains(end));
         let line = log.lines().find(ended);
         line.map(str::to_owned)
     };
@@ -607,4 +608,17 @@ fn a_layer_of_dockers_that_may_change_has_none() {
     let shown = ["d-init", "top", "base"].map(|name| home.path("mnt").join(name).exists());
     assert_eq!(shown, [true; 3]);
     umount(&home);
+    // One that leads elsewhere does not use it, and does not make it again.
+    let unfit = layer("e-init");
+    rustix::fs::setxattr(
+        unfit.join("e-init"),
+        "trusted.overlay.metacopy",
+        b"",
+        rustix::fs::XattrFlags::CREATE,
+    )
+    .unwrap();
+    let before = catalogs(&home)[0].metadata().unwrap().ino();
+    let said = built(&home, &lowers(&[&unfit, &top, &base]));
+    assert!(said.contains("the catalog fits"), "{said}");
+    assert_eq!(catalogs(&home)[0].metadata().unwrap().ino(), before);
 }

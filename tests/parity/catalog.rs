@@ -281,6 +281,10 @@ fn a_layer_above_a_catalog() {
         let scratch = Scratch::disk();
         let layers = [own.clone(), below.clone(), bottom.clone()];
         let lowers = layers::write_all(&layers, scratch.path(), form);
+        // They would hide the directory itself, the one above, and nothing.
+        for name in [".wh..", ".wh...", ".wh."] {
+            std::fs::write(lowers[0].join(name), "").unwrap();
+        }
         let stack = stack(&lowers, Dialect::ALL);
         let without = tree(&Union::observe(&stack).unwrap());
         assert!(
