@@ -174,10 +174,13 @@ BEGIN, END = "<!-- table of `just profile --publish` -->", "<!-- end of the tabl
 
 
 # Whose time it is: the program and the file systems as without FUSE; the FUSE module of the kernel, on
-# both sides; the calls of the server on the layers; the server's own code; neither ran.
+# both sides, and the switches between them; the calls of the server on the layers; the server's own
+# code; neither ran.
 SHARES = ["program", "FUSE", "layers", "server", "waiting"]
 
 
+FUSE_CALLS = ("fuse_", "io_uring", "__io_uring")
+SWITCHES = ("schedule_[k]", "__schedule_[k]", "exit_to_user_mode_loop")
 # System calls of the server that are no work on the layers.
 OWN_CALLS = tuple("__x64_sys_" + call for call in (
     "futex", "sched_", "mmap", "munmap", "mprotect", "madvise", "clock_", "poll", "epoll_", "rt_sig"))
@@ -239,7 +242,10 @@ def sample(workload, top, flame):
 
 def share(is_server, frames):
     """Whose time a sample is, by its functions. Those of the kernel end with _[k]."""
-    if any(frame.startswith(("fuse_", "io_uring", "__io_uring")) for frame in frames):
+    if any(frame.startswith(FUSE_CALLS) for frame in frames):
+        return "FUSE"
+    # The caller that an answer has woken takes the CPU.
+    if is_server and any(frame.startswith(SWITCHES) for frame in frames):
         return "FUSE"
     if not is_server:
         return "program"
