@@ -130,9 +130,11 @@ impl Row {
         Some(values)
     }
 
+    /// Returns the median; of an even number of values, the middle between the two in the middle.
     pub(crate) fn median(&self, column: &str) -> Option<f64> {
         let values = self.sorted(column)?;
-        Some(values[values.len() / 2])
+        let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
+        Some(f64::midpoint(low, high))
     }
 
     /// Returns the least and the largest value.
