@@ -126,7 +126,7 @@ fuzz TARGET SECONDS="600":
 
 # where an operation's time goes: a table and flame graphs in target/profile (root; see docs/PROFILE.md)
 profile *OPTIONS:
-    ci/install.sh linux-perf python3
+    ci/install.sh linux-perf python3 git e2fsprogs
     command -v inferno-flamegraph >/dev/null || cargo install --locked inferno
     RUSTFLAGS="-C force-frame-pointers=yes" cargo build --profile profiling --target-dir target/profile
     benches/profile.py target/profile/profiling/unionfs target/profile/report {{OPTIONS}}

@@ -6,8 +6,8 @@ overlayfs, runs each workload on all of them, and writes OUT/profile.md and
 OUT/flame-WORKLOAD[-uring].svg of client and server. The table has for each operation the wall
 time and whose it is (SHARES). The processor times of client and server come from a run without
 perf, and perf's samples of another run divide them. With --publish the table and the graphs of
-PUBLISHED go to docs/ too. Called by `just profile`. Needs root, git, perf and inferno-* (`cargo
-install inferno`); build UNIONFS with frame pointers.
+PUBLISHED go to docs/ too. Called by `just profile`. Needs root, git, mkfs.ext4, perf and inferno-*
+(`cargo install inferno`); build UNIONFS with frame pointers.
 """
 import argparse
 import collections
@@ -82,28 +82,27 @@ def chmod(top):
             os.chmod(f"{top}/d{d}/f{f}", 0o600)
 
 
-def write(top):
-    fd = os.open(f"{top}/data", os.O_CREAT | os.O_WRONLY)
-    block = bytes(4096)
+def writes(name, flags, size):
+    fd = os.open(name, os.O_CREAT | os.O_WRONLY | flags)
+    block = bytes(size)
     yield 20000
     for _ in range(20000):
         os.write(fd, block)
     os.close(fd)
 
 
+def write(top):
+    return writes(f"{top}/data", 0, 4096)
+
+
+def append(top):
+    return writes(f"{top}/log", os.O_APPEND, 100)
+
+
 def open_close(top):
     yield 20000
     for _ in range(20000):
         os.close(os.open(f"{top}/d1/f1", os.O_RDONLY))
-
-
-def append(top):
-    fd = os.open(f"{top}/log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    line = bytes(100)
-    yield 20000
-    for _ in range(20000):
-        os.write(fd, line)
-    os.close(fd)
 
 
 def seqread(top):
@@ -172,14 +171,13 @@ PUBLISHED = ["walk", "create", "unlink", "write", "walk-uring", "rename-uring", 
 # The position of the table in docs/PROFILE.md.
 BEGIN, END = "<!-- table of `just profile --publish` -->", "<!-- end of the table -->"
 
-
 # Whose time it is: the program and the file systems as without FUSE; the FUSE module of the kernel, on
 # both sides, and the switches between them; the calls of the server on the layers; the server's own
 # code; neither ran.
 SHARES = ["program", "FUSE", "layers", "server", "waiting"]
-
-
+# The beginnings of functions of the kernel that are FUSE's.
 FUSE_CALLS = ("fuse_", "io_uring", "__io_uring")
+# Those in which the scheduler switches to another thread.
 SWITCHES = ("schedule_[k]", "__schedule_[k]", "exit_to_user_mode_loop")
 # System calls of the server that are no work on the layers.
 OWN_CALLS = tuple("__x64_sys_" + call for call in (

@@ -107,11 +107,9 @@ impl Subject {
                 "`unionfs`, started by `{}`: its threads do not give way",
                 self.before.join(" ")
             ),
-            How::Overlay(
-                Fs::Unionfs(options) | Fs::Catalogued(options) | Fs::CataloguedBelow(options),
-            ) => format!(
+            How::Overlay(ours) => format!(
                 "`unionfs` by root on the directories of the layers, without a catalog: {}",
-                more(options)
+                more(ours.options())
             ),
             How::Image(options) => format!(
                 "`unionfs mount IMAGE` by root, with a catalog that exists already: {}",
@@ -158,10 +156,8 @@ impl Subject {
         let command = match &self.how {
             How::Native => return None,
             How::Overlay(Fs::Program(program)) => directories_command(program, "", stack),
-            How::Overlay(
-                Fs::Unionfs(options) | Fs::Catalogued(options) | Fs::CataloguedBelow(options),
-            ) => directories_command(Path::new(program()), options, stack),
             How::Overlay(Fs::Kernel(options)) => kernel_command(options, stack),
+            How::Overlay(ours) => directories_command(Path::new(program()), ours.options(), stack),
             How::Image(options) => image_command(options, layers, image, stack),
         };
         let is_kernel = matches!(self.how, How::Overlay(Fs::Kernel(_)));

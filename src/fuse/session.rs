@@ -5,7 +5,7 @@
 //! copy-ups and fsyncs are finished, the runtime files are removed and the union is dropped.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -597,7 +597,7 @@ pub fn wait_ready(mountpoint: &Path) -> Result<()> {
 }
 
 /// The number of descriptors for which the table of the process has room from the start.
-const ROOM: i32 = 1024;
+const ROOM: u64 = 1024;
 
 /// Makes room for descriptors. The kernel makes the table larger when a descriptor does not fit, with
 /// 64, 128, 256 and so on. In a process with several threads, the thread that needs the room then waits
@@ -605,9 +605,9 @@ const ROOM: i32 = 1024;
 /// which a caller waits for its answer. The table never gets smaller.
 fn reserve_descriptors(any: impl AsFd) {
     let limit = rustix::process::getrlimit(Resource::Nofile).current;
-    let limit = limit.map_or(ROOM, |limit| limit.min(ROOM as u64) as i32);
+    let last = limit.map_or(ROOM, |limit| limit.clamp(1, ROOM)) - 1;
     // This fails if there is no descriptor left, or no memory. The table then grows when it must.
-    let _ = rustix::io::fcntl_dupfd_cloexec(any, limit - 1);
+    let _ = rustix::io::fcntl_dupfd_cloexec(any, last as RawFd);
 }
 
 /// The limit is not raised beyond this: some programs close that many descriptors one by one at

@@ -10,6 +10,7 @@
 //! The notes of such a catalog are a line for each layer, with its path. If one is gone, the catalog is
 //! of no use. Of too many, those are removed that have not been used for the longest time.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -52,13 +53,15 @@ impl ImageCatalogs {
 }
 
 /// Returns the lowers without the layer of a container on top of them.
-fn of_the_image(stack: &StackSpec) -> StackSpec {
-    let mut stack = stack.clone();
-    let top = stack.lowers.first();
-    if top.is_some_and(|top| is_of_one_container(top.path())) {
-        stack.lowers.remove(0);
+fn of_the_image(stack: &StackSpec) -> Cow<'_, StackSpec> {
+    match stack.lowers.split_first() {
+        Some((top, others)) if is_of_one_container(top.path()) => Cow::Owned(StackSpec {
+            lowers: others.to_vec(),
+            data_only: stack.data_only.clone(),
+            upper: None,
+        }),
+        _ => Cow::Borrowed(stack),
     }
-    stack
 }
 
 /// Whether the header of a catalog tells these directories from all others: they have times of birth,
@@ -92,10 +95,10 @@ const FUSE: u64 = 0x6573_5546;
 
 impl MountCatalog {
     /// Returns the layers that the catalog describes.
-    pub(super) fn described(&self, stack: &StackSpec) -> StackSpec {
+    pub(super) fn described<'s>(&self, stack: &'s StackSpec) -> Cow<'s, StackSpec> {
         match self.layers {
             Some(_) => of_the_image(stack),
-            None => stack.clone(),
+            None => Cow::Borrowed(stack),
         }
     }
 

@@ -3,6 +3,7 @@
 //! renames it away before it removes the layer (moby, layer/filestore.go).
 
 use std::collections::HashSet;
+use std::io::Read as _;
 use std::path::Path;
 
 use super::confined_dir::{ConfinedDir, SMALL};
@@ -55,8 +56,10 @@ impl CommittedLayers {
             if !ours || !root.belongs_to_us(&record)? {
                 return Ok(Self::Foreign);
             }
-            let id = root.read(&name, SMALL)?;
-            let id = id.and_then(|id| CacheId::parse(id.trim_ascii()));
+            let mut id = Vec::new();
+            let read = file.take(SMALL).read_to_end(&mut id);
+            read.map_err(|error| root.failed("read", &name, &error))?;
+            let id = CacheId::parse(id.trim_ascii());
             let id = id.filter(|id| wanted.contains(id.as_str()));
             found.extend(id.map(|id| id.as_str().to_owned()));
         }

@@ -149,7 +149,8 @@ const NO_RECORDS: &str = "has no records of a store";
 pub struct LayerRecords(Vec<(Records, Vec<LayerPath>)>);
 
 impl LayerRecords {
-    /// Reads the records that are not read yet. Nothing writes to the layers any more if this returns no error.
+    /// Reads the records that are not read yet. Nothing writes to the layers any more if this returns no
+    /// error.
     ///
     /// # Errors
     /// [`Error::NotComplete`] for a layer that is not complete, or that belongs to a container;

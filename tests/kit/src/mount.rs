@@ -197,15 +197,20 @@ pub enum Fs {
 }
 
 impl Fs {
-    /// Whether an option is among its options.
-    pub fn has(&self, option: &str) -> bool {
+    /// Returns its options; another program has none.
+    pub fn options(&self) -> &'static str {
         match self {
             Self::Kernel(options)
             | Self::Unionfs(options)
             | Self::Catalogued(options)
-            | Self::CataloguedBelow(options) => options.split(',').any(|o| o == option),
-            Self::Program(_) => false,
+            | Self::CataloguedBelow(options) => options,
+            Self::Program(_) => "",
         }
+    }
+
+    /// Whether an option is among its options.
+    pub fn has(&self, option: &str) -> bool {
+        self.options().split(',').any(|o| o == option)
     }
 }
 
@@ -266,13 +271,13 @@ impl Fs {
     /// Mounts. The error is the reason why that is impossible.
     pub fn try_mount(&self, stack: &Stack) -> Result<Mounted, String> {
         let mut options = stack.options();
-        let (program, more) = match self {
-            Self::Kernel(more) => (None, *more),
-            Self::Unionfs(more) => (Some(PathBuf::from(program())), *more),
-            Self::Catalogued(more) | Self::CataloguedBelow(more) => {
-                (Some(PathBuf::from(program())), *more)
+        let more = self.options();
+        let program = match self {
+            Self::Kernel(_) => None,
+            Self::Program(path) => Some(path.clone()),
+            Self::Unionfs(_) | Self::Catalogued(_) | Self::CataloguedBelow(_) => {
+                Some(PathBuf::from(program()))
             }
-            Self::Program(path) => (Some(path.clone()), ""),
         };
         let described = match self {
             Self::Catalogued(_) => Some(&stack.lowers[..]),
